@@ -1,0 +1,39 @@
+# The few verbs of this repository. Each makes the virtual environment it needs.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 8000
+ONCE ?=
+
+.PHONY: help demo serve test test-all lint format bench clean
+
+help:            ## list the verbs
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
+
+demo: $(VENV)/ready   ## train the demo release, start the service, bring a cold song to its audience (ONCE=1 ends then)
+	@$(BIN)/python -m demo --port $(PORT) $(if $(ONCE),--once,)
+
+serve: $(VENV)/ready  ## serve the current release (DEBUT_ settings apply: docs/settings.md)
+	@$(BIN)/python -m service
+
+test: $(VENV)/ready   ## the tests, under ten minutes on two cores
+	@$(BIN)/python -m pytest -m "not long"
+
+test-all: $(VENV)/ready  ## every test, the long ones too
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/ready   ## ruff and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: $(VENV)/ready ## let ruff mend what it can
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench: $(VENV)/ready  ## measure: ratios taken in one run
+	@$(BIN)/python -m benchmarks
+
+clean:           ## remove the environment, releases and caches
+	rm -rf $(VENV) var .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+
+$(VENV)/ready: pyproject.toml constraints.txt setup.sh
+	@PYTHON="$(PYTHON)" bash setup.sh $(VENV)
