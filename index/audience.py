@@ -1,0 +1,220 @@
+"""CAT, clustering-based audience targeting: whom to show a track to, and what tastes they fall into."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from index.clustering import Clustering, cluster
+from index.collection import Collection, CollectionView
+from index.listening import AudienceError, Listening, write_audience
+from index.reach import select
+from index.vectors import Mask, Rows, Vectors, checked_vectors, inner_products
+
+__all__ = ["Audience", "AudienceError", "AudienceResult", "Cluster", "Neighbour", "Target", "write_audience"]
+
+NEIGHBOURS = 50
+"""K: tracks whose audiences are taken."""
+TEMPERATURE = 0.1
+"""Of the softmax that weighs the neighbours by similarity."""
+CAP = 5_000
+"""Listeners that are clustered, heaviest first."""
+LEAST_MASS = 0.05
+"""Clusters with less of the listeners' weight are dropped."""
+EXEMPLARS = 5
+
+
+class ReleaseFolder(Protocol):
+    """What an audience needs of index.release.Release."""
+
+    @property
+    def path(self) -> Path:
+        """Folder of the release."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A warm track near the query, in matching space."""
+
+    track_id: str
+    row: int
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """One taste among the listeners of the neighbours."""
+
+    mass: float
+    """Part of the weight of all clustered listeners, from 0 to 1."""
+    share: float
+    """Part of the audience to fill from here: mass over the mass of the clusters that were kept."""
+    size: int
+    """Clustered listeners in it."""
+    tracks: tuple[str, ...]
+    """Ids of the neighbours nearest to the centroid."""
+    listeners: tuple[str, ...]
+    """Ids of its listeners nearest to the centroid."""
+    centroid: Vectors = field(repr=False, compare=False)
+    """f32 [128], unit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A listener to show the track to: cosine to the nearest centroid, and which one that is."""
+
+    listener_id: str
+    score: float
+    cluster: int
+
+
+@dataclass(frozen=True, slots=True)
+class AudienceResult:
+    """Clusters by falling mass, listeners by falling score, neighbours by falling similarity."""
+
+    clusters: tuple[Cluster, ...]
+    listeners: tuple[Target, ...]
+    neighbours: tuple[Neighbour, ...]
+
+
+class Audience:
+    """The listeners of a release; immutable."""
+
+    def __init__(self, listening: Listening | None) -> None:
+        self._listening = listening
+        self._heard: Mask = np.empty(0, dtype=bool)
+        self._reachable: Mask = np.empty(0, dtype=bool)
+        if listening is not None:
+            self._heard = np.diff(listening.track_offsets) > 0
+            self._reachable = np.any(listening.vectors, axis=1)
+
+    @classmethod
+    def open(cls, release: ReleaseFolder) -> "Audience":
+        """Open the audience of `release`, empty when it has no listening data. Raises AudienceError."""
+        return cls(Listening.open(release.path / "audience"))
+
+    def __len__(self) -> int:
+        return len(self._listening) if self._listening is not None else 0
+
+    def target(
+        self,
+        query: ArrayLike,
+        collection: Collection | CollectionView,
+        *,
+        row: int | None = None,
+        clusters: int | None = None,
+        limit: int = 100,
+        exclude_known: bool = True,
+    ) -> AudienceResult:
+        """Return whom to show a track with matching vector `query` f32 [128] (bcl.md, CAT).
+
+        R: the NEIGHBOURS nearest tracks with listeners, weights softmax(similarity / TEMPERATURE). U0: their
+        listeners, weight = sum of track weight x play strength / sqrt(|I_u|), the CAP heaviest. Centroids:
+        weighted spherical k-means of U0 into `clusters` (None: 3 to 8, by silhouette), those under LEAST_MASS
+        dropped. Score of a listener: the largest cosine to a centroid, over all listeners; `limit` of them,
+        quotas by mass, then filled by score.
+
+        `row` is the track's own, if it has one: it is then no neighbour of itself, and with `exclude_known`
+        nobody who played it is named. Raises AudienceError: audience_missing without listening data,
+        audience_no_neighbours when no track of the collection has listeners; ValueError for limit or clusters
+        < 1 and for a query that is no finite unit vector.
+        """
+        if limit < 1 or (clusters is not None and clusters < 1):
+            raise ValueError(f"limit and clusters must be at least 1, not {limit} and {clusters}")
+        view = collection.view() if isinstance(collection, Collection) else collection
+        wanted = checked_vectors(np.asarray(query)[None], view.matching.dims)
+        if self._listening is None or not self._reachable.any():
+            raise AudienceError(
+                "this release has no listeners: train it on a data set with listens.parquet",
+                code="audience_missing",
+            )
+        rows, similarities = self._neighbours(wanted, view, row)
+        members, weights = self._members(self._listening, view.catalogue.origins[rows], similarities)
+        points = np.asarray(self._listening.vectors[members])
+        centroids, labels, mass = _kept(cluster(points, weights, clusters), weights)
+        eligible = self._eligible(self._listening, view, row if exclude_known else None)
+        chosen = select(self._listening, centroids, mass / mass.sum(), limit, eligible)
+        ids, near = self._listening.ids, [view.catalogue.track(near).track_id for near in rows.tolist()]
+        neighbours = view.matching.vectors(rows)
+        return AudienceResult(
+            clusters=tuple(
+                Cluster(
+                    mass=float(mass[number]),
+                    share=float(mass[number] / mass.sum()),
+                    size=int((labels == number).sum()),
+                    tracks=tuple(near[place] for place in _nearest(neighbours, centroid)),
+                    listeners=tuple(str(ids[u]) for u in members[_nearest(points, centroid, labels == number)]),
+                    centroid=centroid,
+                )
+                for number, centroid in enumerate(centroids)
+            ),
+            listeners=tuple(Target(str(ids[u]), float(score), int(m)) for u, score, m in zip(*chosen, strict=True)),
+            neighbours=tuple(map(Neighbour, near, rows.tolist(), similarities.tolist())),
+        )
+
+    def _neighbours(self, query: Vectors, view: CollectionView, row: int | None) -> tuple[Rows, Vectors]:
+        """R: rows i64 and similarities f32 of the nearest warm tracks that have listeners, but not `row`."""
+        origins = view.catalogue.origins
+        warm = (view.catalogue.interactions > 0) & (origins >= 0) & (origins < len(self._heard))
+        warm[warm] = self._heard[origins[warm]]
+        if row is not None and 0 <= row < len(warm):
+            warm[row] = False
+        similarities, rows = view.matching.search(query, NEIGHBOURS, warm)
+        found = rows[0] >= 0
+        if not found.any():
+            raise AudienceError(
+                "no track here has listeners, so none can lend its audience: train on a data set whose "
+                "listens.parquet names tracks of tracks.parquet",
+                code="audience_no_neighbours",
+            )
+        return rows[0][found], similarities[0][found]
+
+    def _members(self, listening: Listening, origins: Rows, similarities: Vectors) -> tuple[Rows, NDArray[np.float64]]:
+        """U0: listeners i64 of the neighbours, the CAP heaviest of them by place, and their weights."""
+        total = np.zeros(len(self))
+        for origin, weight in zip(origins.tolist(), _softmax(similarities / TEMPERATURE), strict=True):
+            listeners, strengths = listening.listeners_of(origin)
+            total[listeners] += weight * strengths  # a track names a listener once
+        total[~self._reachable] = 0.0
+        members = np.flatnonzero(total)
+        if not len(members):
+            raise AudienceError(
+                "the listeners of the nearest tracks have no vectors, so they cannot be grouped",
+                code="audience_no_neighbours",
+            )
+        if len(members) > CAP:
+            members = np.sort(members[np.lexsort((members, -total[members]))[:CAP]])
+        return members, total[members]
+
+    def _eligible(self, listening: Listening, view: CollectionView, known: int | None) -> Mask:
+        if known is None or not 0 <= known < view.catalogue.size:
+            return self._reachable
+        eligible = self._reachable.copy()
+        eligible[listening.listeners_of(int(view.catalogue.origins[known]))[0]] = False
+        return eligible
+
+
+def _softmax(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    powers: NDArray[np.float64] = np.exp(values.astype(np.float64) - values.max())
+    weights: NDArray[np.float64] = powers / powers.sum()
+    return weights
+
+
+def _kept(found: Clustering, weights: NDArray[np.float64]) -> tuple[Vectors, Rows, NDArray[np.float64]]:
+    """Return centroids, labels (-1: dropped) and masses of the clusters that weigh enough, heaviest first."""
+    mass = np.bincount(found.labels, weights=weights, minlength=len(found.centroids)) / weights.sum()
+    order = np.argsort(-mass, kind="stable")
+    order = order[: max(1, int((mass >= LEAST_MASS).sum()))]
+    number = np.full(len(mass), -1)
+    number[order] = np.arange(len(order))
+    return found.centroids[order], number[found.labels], mass[order]
+
+
+def _nearest(points: Vectors, centroid: Vectors, among: Mask | None = None) -> Rows:
+    """Return the places of the EXEMPLARS points nearest to `centroid`, of those `among`."""
+    places = np.arange(len(points)) if among is None else np.flatnonzero(among)
+    similarity = inner_products(centroid[None], points, places[None])[0]
+    nearest: Rows = places[np.lexsort((places, -similarity))[:EXEMPLARS]]
+    return nearest

@@ -1,0 +1,278 @@
+"""A release's tracks in every form, catalogue, vector spaces, audio and text parts, as one growing whole."""
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from index.catalogue import Catalogue, CatalogueView, ReleaseFiles
+from index.catalogue_file import write_catalogue
+from index.errors import DebutError
+from index.growing import GrowingArray
+from index.segments import SegmentedIndex, SegmentedView, write_sealed
+from index.tracks import Track
+from index.vectors import Vectors, checked_rows, checked_vectors
+
+if TYPE_CHECKING:
+    from index.encoder import TrackVectors
+
+CONTINUATION_DIMS, MATCHING_DIMS = 256, 128
+PARTS = ("audio", "text")
+
+
+class CollectionError(DebutError):
+    """The files of a release do not belong together: code collection_mismatch."""
+
+    code = "collection_mismatch"
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The audio (or text) vectors: those of the release, memory-mapped, then the fresh ones."""
+
+    sealed: NDArray[np.float32]
+    """f32 [n, 256], NaN where a track has none."""
+    fresh: NDArray[np.float32]
+
+    def vectors(self, rows: NDArray[np.int64]) -> Vectors:
+        """Return f32 [n, 256] for `rows`, NaN where there is none."""
+        found = np.full((len(rows), self.sealed.shape[1]), np.nan, dtype=np.float32)
+        old = np.flatnonzero(rows < len(self.sealed))
+        new = np.flatnonzero((rows >= len(self.sealed)) & (rows < len(self.sealed) + len(self.fresh)))
+        found[old] = self.sealed[rows[old]]
+        found[new] = self.fresh[rows[new] - len(self.sealed)]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionView:
+    """A Collection at one instant: every row is in all of its parts or in none. It never changes."""
+
+    release_id: str
+    catalogue: CatalogueView
+    continuation: SegmentedView
+    """LARP space, 256-d: playlists."""
+    matching: SegmentedView
+    """BCL space, 128-d: audiences."""
+    audio: Parts
+    text: Parts
+
+    def __len__(self) -> int:
+        return len(self.catalogue)
+
+    def parts(self, rows: ArrayLike) -> tuple[Vectors, Vectors]:
+        """Return the audio and text vectors f32 [n, 256] of `rows`; NaN where there is none."""
+        wanted = checked_rows(rows)
+        gone = ~self._live(wanted)
+        audio, text = self.audio.vectors(wanted), self.text.vectors(wanted)
+        audio[gone], text[gone] = np.nan, np.nan
+        return audio, text
+
+    def _live(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        live = np.zeros(len(rows), dtype=bool)
+        inside = np.flatnonzero(rows < self.catalogue.size)
+        live[inside] = self.catalogue.live[rows[inside]]
+        return live
+
+
+class Collection:
+    """The tracks of a release while it is served.
+
+    A writer changes catalogue, spaces and parts and then publishes the new state of them all by one
+    assignment: whoever takes a `view` sees a track everywhere or nowhere, and keeps seeing what it saw.
+    Answer one request from one view. Rows are never used again; a track that is replaced gets a new row.
+    """
+
+    def __init__(
+        self,
+        release_id: str,
+        catalogue: Catalogue,
+        continuation: SegmentedIndex,
+        matching: SegmentedIndex,
+        audio: NDArray[np.float32],
+        text: NDArray[np.float32],
+    ) -> None:
+        self._writing = threading.Lock()
+        self._catalogue, self._continuation, self._matching = catalogue, continuation, matching
+        self._audio = GrowingArray(np.float32, audio.shape[1:])
+        self._text = GrowingArray(np.float32, text.shape[1:])
+        self._view = CollectionView(
+            release_id,
+            catalogue.view(),
+            continuation.view(),
+            matching.view(),
+            Parts(audio, self._audio.view()),
+            Parts(text, self._text.view()),
+        )
+
+    @classmethod
+    def open(cls, release: ReleaseFiles) -> "Collection":
+        """Open the collection in `release`, vectors memory-mapped.
+
+        Raises CatalogueError, SegmentError, or CollectionError when files are of different sizes.
+        """
+        catalogue = Catalogue.open(release)
+        continuation = SegmentedIndex.open(release.file("continuation.faiss"))
+        matching = SegmentedIndex.open(release.file("matching.faiss"))
+        audio, text = (_mapped(release.file(f"vectors/{name}.npy")) for name in PARTS)
+        sizes = {
+            "tracks.parquet": catalogue.view().size,
+            "continuation.faiss": len(continuation.view().sealed),
+            "matching.faiss": len(matching.view().sealed),
+            "vectors/audio.npy": len(audio),
+            "vectors/text.npy": len(text),
+        }
+        if len(set(sizes.values())) > 1:
+            raise CollectionError(f"release {release.id}: files differ in their number of tracks: {sizes}")
+        return cls(release.id, catalogue, continuation, matching, audio, text)
+
+    def view(self) -> CollectionView:
+        """Return the collection as it is now: take one for each request."""
+        return self._view
+
+    def __len__(self) -> int:
+        return len(self._view)
+
+    @property
+    def release_id(self) -> str:
+        """Identity of the release underneath."""
+        return self._view.release_id
+
+    @property
+    def catalogue(self) -> CatalogueView:
+        """The catalogue now."""
+        return self._view.catalogue
+
+    @property
+    def continuation(self) -> SegmentedView:
+        """The LARP space now."""
+        return self._view.continuation
+
+    @property
+    def matching(self) -> SegmentedView:
+        """The BCL space now."""
+        return self._view.matching
+
+    def parts(self, rows: ArrayLike) -> tuple[Vectors, Vectors]:
+        """See CollectionView.parts."""
+        return self._view.parts(rows)
+
+    def add(self, track: Track, vectors: "TrackVectors", matching: ArrayLike, interactions: int | None = None) -> int:
+        """Add a track, visible everywhere at once, and return its row; one of the same id is replaced.
+
+        `matching` is f32 [128]. Without `interactions`, those of the replaced track stay, else it is cold.
+        Raises ValueError, and changes nothing, for an empty track id and for vectors that are not finite unit
+        vectors.
+        """
+        view = self._view
+        continuation = checked_vectors(_one(vectors.continuation), view.continuation.dims)
+        match = checked_vectors(_one(matching), view.matching.dims)
+        audio, text = (self._part(part) for part in (vectors.audio, vectors.text))
+        with self._writing:
+            view = self._view
+            old = view.catalogue.row_of(track.track_id)
+            row = self._catalogue.add(track, interactions)
+            if old is not None:
+                self._continuation.remove([old])
+                self._matching.remove([old])
+            self._continuation.add([row], continuation)
+            self._matching.add([row], match)
+            self._audio.append(audio)
+            self._text.append(text)
+            self._publish()
+            return row
+
+    def remove(self, track_id: str) -> bool:
+        """Remove a track from everything at once; return whether it was there."""
+        with self._writing:
+            row = self._catalogue.remove(track_id)
+            if row is None:
+                return False
+            self._continuation.remove([row])
+            self._matching.remove([row])
+            self._publish()
+            return True
+
+    def _part(self, part: ArrayLike | None) -> Vectors:
+        dims = self._view.audio.sealed.shape[1]
+        if part is None:
+            return np.full((1, dims), np.nan, dtype=np.float32)
+        return checked_vectors(_one(part), dims)
+
+    def _publish(self) -> None:
+        view = self._view
+        self._view = replace(
+            view,
+            catalogue=self._catalogue.view(),
+            continuation=self._continuation.view(),
+            matching=self._matching.view(),
+            audio=replace(view.audio, fresh=self._audio.view()),
+            text=replace(view.text, fresh=self._text.view()),
+        )
+
+
+def _one(vector: ArrayLike) -> NDArray[Any]:
+    return np.asarray(vector, dtype=np.float32)[None]
+
+
+def _mapped(path: Path) -> NDArray[np.float32]:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise CollectionError(f"{path} cannot be read ({error}): publish again") from error
+    if array.dtype != np.float32 or array.ndim != 2:
+        raise CollectionError(f"{path} holds {array.dtype} {list(array.shape)}, not float32 [n, d]: publish again")
+    found: NDArray[np.float32] = np.asarray(array)  # still mapped, but no longer of numpy's slower memmap class
+    return found
+
+
+def write_collection(
+    directory: Path,
+    tracks: Sequence[Track],
+    interactions: ArrayLike,
+    vectors: Mapping[str, NDArray[np.float32]],
+    matching: NDArray[np.float32],
+) -> None:
+    """Write tracks.parquet, continuation.faiss, matching.faiss and vectors/{audio,text}.npy into `directory`.
+
+    `vectors` holds "audio", "text" and "continuation", f32 [N, 256], `matching` is f32 [N, 128]: unit
+    vectors, or NaN rows where a track has none. Raises ValueError for anything else and CatalogueError for
+    tracks that cannot be written, before anything is.
+    """
+    wanted = ("audio", "text", "continuation")
+    if missing := [name for name in wanted if name not in vectors]:
+        raise ValueError(f"vectors: {' and '.join(missing)} is missing; {list(wanted)} are needed")
+    whole = {name: _unit_or_missing(name, vectors[name], len(tracks)) for name in wanted}
+    whole["matching"] = _unit_or_missing("matching", matching, len(tracks))
+    write_catalogue(directory / "tracks.parquet", tracks, interactions)
+    for name in ("continuation", "matching"):
+        write_sealed(directory / f"{name}.faiss", np.nan_to_num(whole[name]))
+    (directory / "vectors").mkdir(exist_ok=True)
+    for name in PARTS:
+        _save(directory / "vectors" / f"{name}.npy", whole[name])
+
+
+def _unit_or_missing(name: str, vectors: NDArray[np.float32], count: int) -> Vectors:
+    """Return `vectors` [count, d] as float32; ValueError unless each row is a unit vector or all NaN."""
+    array = np.asarray(vectors, dtype=np.float32)
+    if array.ndim != 2 or len(array) != count:
+        raise ValueError(f"{name} must be of shape [{count}, d], not {list(array.shape)}")
+    try:
+        checked_vectors(array[~np.isnan(array).all(axis=1)], array.shape[1])
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return array
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    staged = path.with_name(f".{path.name}.part")
+    with staged.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(staged, path)

@@ -1,0 +1,177 @@
+"""Log-mel, captions and lyrics -> unit vectors, by the exported towers of LARP."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from index.caption import CLAUSES
+from index.errors import DebutError
+from index.features import FRAMES, MELS, SAMPLE_RATE
+from index.onnxmodel import ModelError, OnnxModel
+
+FORMAT = 1
+FILES = ("audio.onnx", "config.json", "text.onnx", "tokenizer.json")
+_TEXTS = 32  # encoded at once: bounds memory, and what padding to the longest wastes
+
+
+class EncoderError(DebutError):
+    """A track with nothing to encode."""
+
+    code = "nothing_to_encode"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrackVectors:
+    """The unit vectors f32 [dims] of one track; None where the track has no such part."""
+
+    audio: NDArray[np.float32] | None
+    text: NDArray[np.float32] | None
+    lyrics: NDArray[np.float32] | None
+    continuation: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderConfig:
+    """encoder/config.json: what the towers expect."""
+
+    dims: int
+    max_tokens: int
+    pad_token_id: int
+    pad_token: str
+    clauses: tuple[str, ...]
+    audio_share: float
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Raises ModelError when the file is missing, damaged or made for another front end."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data["format"] != FORMAT or data["sample_rate"] != SAMPLE_RATE:
+                raise ModelError(
+                    f"{path} has format {data['format']} and {data['sample_rate']} Hz; this Debut reads "
+                    f"{FORMAT} and {SAMPLE_RATE}: upgrade it, or publish the release again"
+                )
+            clauses = tuple(data["clauses"])
+            if not set(clauses) <= set(CLAUSES):
+                raise ModelError(f"{path} names unknown caption clauses {clauses}; known are {CLAUSES}")
+            share = float(data["audio_share"])
+            if not 0 <= share <= 1:
+                raise ModelError(f"{path} has an audio_share of {share}, outside [0, 1]; publish the release again")
+            return cls(data["dims"], data["max_tokens"], data["pad_token_id"], data["pad_token"], clauses, share)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{path} cannot be read ({error!r}); publish the release again") from error
+
+
+class Encoder:
+    """The audio and the text tower. Safe to use from many threads."""
+
+    def __init__(self, directory: Path, threads: int | None) -> None:
+        self.config = EncoderConfig.read(directory / "config.json")
+        self.id = encoder_id(directory)
+        self._audio = OnnxModel(directory / "audio.onnx", threads)
+        self._text = OnnxModel(directory / "text.onnx", threads)
+        self._tokenizer = _tokenizer(directory / "tokenizer.json", self.config)
+        if {self._audio.dims, self._text.dims} != {self.config.dims}:
+            raise ModelError(
+                f"{directory}: the towers give {self._audio.dims} and {self._text.dims} dims, config.json "
+                f"says {self.config.dims}; publish the release again"
+            )
+
+    @classmethod
+    def open(cls, directory: Path, threads: int | None = None) -> Self:
+        """Load the encoder/ folder of a release; `threads` a tower, None for all CPUs. Raises ModelError."""
+        return cls(directory, threads)
+
+    @property
+    def dims(self) -> int:
+        """Width of the vectors: 256."""
+        return self.config.dims
+
+    @property
+    def clauses(self) -> tuple[str, ...]:
+        """What goes into captions: give it to `index.caption.caption`."""
+        return self.config.clauses
+
+    def audio(self, log_mel: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Encode clips: log-mel f32 [n, 1001, 64] (`features.log_mel`) -> unit vectors f32 [n, dims]."""
+        if log_mel.ndim != 3 or log_mel.shape[1:] != (FRAMES, MELS):
+            raise ValueError(f"log_mel must be [n, {FRAMES}, {MELS}], not {list(log_mel.shape)}")
+        vectors = np.empty((len(log_mel), self.dims), dtype=np.float32)
+        for row, clip in enumerate(log_mel):  # a batch gains nothing on a CPU, and the export is static
+            vectors[row] = self._audio.run({"log_mel": np.ascontiguousarray(clip, np.float32)[None, None]})[0]
+        return vectors
+
+    def text(self, texts: list[str]) -> NDArray[np.float32]:
+        """Encode texts, cut to `max_tokens` word pieces: n strings -> unit vectors f32 [n, dims]."""
+        vectors = np.empty((len(texts), self.dims), dtype=np.float32)
+        for start in range(0, len(texts), _TEXTS):
+            encodings = self._tokenizer.encode_batch(texts[start : start + _TEXTS])
+            inputs = {
+                "input_ids": np.array([encoding.ids for encoding in encodings], dtype=np.int64),
+                "attention_mask": np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64),
+            }
+            vectors[start : start + _TEXTS] = self._text.run(inputs)
+        return vectors
+
+    def track(self, log_mel: NDArray[np.float32] | None, caption: str, lyrics: str | None) -> TrackVectors:
+        """Encode what there is of a track: its clips f32 [n, 1001, 64], its caption ("" when none), its
+        lyrics.
+
+        audio = l2(mean over clips); continuation = l2(w audio + (1 - w) text), w the trained `audio_share` (LARP,
+        Eq. 11, where w is 0.5), or the one that is there.
+        Raises EncoderError when there is neither audio nor a caption.
+        """
+        audio = None if log_mel is None or not len(log_mel) else l2(self.audio(log_mel).mean(axis=0))
+        texts = [text for text in (caption, lyrics) if text and text.strip()]
+        vectors = iter(self.text(texts))
+        text = next(vectors) if caption.strip() else None
+        words = next(vectors) if lyrics and lyrics.strip() else None
+        return TrackVectors(audio, text, words, continuation(audio, text, self.config.audio_share))
+
+
+def continuation(
+    audio: NDArray[np.float32] | None, text: NDArray[np.float32] | None, audio_share: float = 0.5
+) -> NDArray[np.float32]:
+    """l2(w audio + (1 - w) text), or the one that is there. LARP's Eq. 11 is w = 0.5. EncoderError when neither is."""
+    if audio is None or text is None:
+        only = text if audio is None else audio
+        if only is None:
+            raise EncoderError("the track has neither audio nor a title, artist or album; give at least one")
+        return only
+    return l2(audio_share * audio + (1 - audio_share) * text)
+
+
+def l2(vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The vector at length 1 (one that is zero stays zero)."""
+    return (vector / max(float(np.linalg.norm(vector)), 1e-12)).astype(np.float32, copy=False)
+
+
+def encoder_id(directory: Path) -> str:
+    """SHA-256 over names and contents of the encoder's four files: vectors with the same id are comparable.
+
+    Raises ModelError when one is missing.
+    """
+    digest = hashlib.sha256()
+    for name in FILES:
+        try:
+            with (directory / name).open("rb") as file:
+                digest.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        except OSError as error:
+            raise ModelError(f"{directory} lacks {name}; publish the release again") from error
+    return digest.hexdigest()
+
+
+def _tokenizer(path: Path, config: EncoderConfig) -> Any:
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.enable_truncation(config.max_tokens)
+        tokenizer.enable_padding(pad_id=config.pad_token_id, pad_token=config.pad_token)
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ModelError(f"{path} is no tokenizer for config.json ({error}); publish the release again") from error
+    return tokenizer

@@ -1,0 +1,468 @@
+"""CAT: the files, the equations against a plain statement of them, planted tastes, quotas, and the edges."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from index_examples import Folder, embedded, unit, write_folder
+
+from index import audience as cat
+from index import segments
+from index.audience import Audience, AudienceError, write_audience
+from index.collection import Collection
+from index.listening import Listening
+from index.reach import quotas, select
+from index.tracks import Track
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(5)
+
+
+def near(rng: np.random.Generator, centres: np.ndarray, spread: float) -> np.ndarray:
+    points = centres + spread / np.sqrt(centres.shape[1]) * rng.normal(size=centres.shape)
+    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+
+
+class World:
+    """Tracks of three tastes, and listeners of one taste each, 60 / 30 / 10 in a hundred."""
+
+    def __init__(self, directory: Path, rng: np.random.Generator, listeners: int = 300, hnsw: bool = False) -> None:
+        self.centres = np.linalg.qr(rng.normal(size=(32, 3)))[0].T
+        self.taste = np.repeat(np.arange(3), 40)
+        self.matching = near(rng, self.centres[self.taste], 0.5)
+        self.listener_taste = rng.choice(3, listeners, p=[0.6, 0.3, 0.1])
+        pairs = [
+            (u, row, plays)
+            for u, taste in enumerate(self.listener_taste)
+            for row, plays in zip(
+                rng.choice(np.flatnonzero(self.taste == taste), 8, replace=False),
+                rng.integers(1, 30, 8),
+                strict=True,
+            )
+        ]
+        self.listener, self.row, self.plays = (np.array(column) for column in zip(*pairs, strict=True))
+        self.ids = [f"u{u:04}" for u in range(listeners)]
+        heard = np.bincount(self.row, minlength=120)
+        folder = write_folder(
+            directory, [Track(f"t{r}") for r in range(120)], heard.astype(int), rng, matching=self.matching
+        )
+        write_audience(
+            directory / "audience",
+            self.ids,
+            self.listener,
+            self.row,
+            self.plays.astype(np.float32),
+            self.matching,
+            hnsw_from=1 if hnsw else 10**6,
+        )
+        self.folder: Folder = folder
+        self.collection = Collection.open(folder)
+        self.audience = Audience.open(folder)
+
+    def query(self) -> np.ndarray:
+        """Equally near to all three tastes."""
+        return (self.centres.sum(axis=0) / np.sqrt(3)).astype(np.float32)
+
+
+@pytest.fixture
+def world(tmp_path, rng) -> World:
+    return World(tmp_path, rng)
+
+
+# The folder
+
+
+def test_vectors_and_strengths_are_those_of_the_equations(world):
+    listening = Listening.open(world.folder.path / "audience")
+    for u in (0, 17, 299):
+        mine = np.flatnonzero(world.listener == u)
+        weight = np.log1p(world.plays[mine].astype(np.float64))
+        rep = (weight[:, None] * world.matching[world.row[mine]]).sum(axis=0)
+        np.testing.assert_allclose(listening.vectors[u], rep / np.linalg.norm(rep), atol=1e-6)
+        span = slice(listening.offsets[u], listening.offsets[u + 1])
+        order = np.argsort(world.row[mine])
+        np.testing.assert_array_equal(listening.rows[span], world.row[mine][order])
+        np.testing.assert_array_equal(listening.plays[span], world.plays[mine][order])
+        for row, strength in zip(world.row[mine], weight / weight.max() / np.sqrt(len(mine)), strict=True):
+            listeners, strengths = listening.listeners_of(int(row))
+            np.testing.assert_allclose(strengths[listeners == u], strength, rtol=1e-6)
+    for row in range(120):
+        np.testing.assert_array_equal(listening.listeners_of(row)[0], np.sort(world.listener[world.row == row]))
+    assert listening.listeners_of(-1)[0].size == listening.listeners_of(120)[0].size == 0
+
+
+def test_repeated_pairs_add_up_and_silent_ones_do_not_count(tmp_path, rng):
+    matching = unit(rng, 4, 8)
+    matching[3] = np.nan
+    write_audience(
+        tmp_path / "a",
+        ["ann", "bob", "cyd", "dee"],
+        np.array([1, 0, 1, 0, 2, 3]),
+        np.array([2, 1, 2, 0, 1, 3]),
+        np.array([2, 1, 3, 4, 0, 5], np.float32),
+        matching,
+    )
+    listening = Listening.open(tmp_path / "a")
+    assert listening.offsets.tolist() == [0, 2, 3, 3, 4]
+    assert listening.rows.tolist() == [0, 1, 2, 3]
+    assert listening.plays.tolist() == [4, 1, 5, 5]
+    assert not listening.vectors[2:].any()  # cyd played nothing, dee something without a vector
+    assert pq.read_table(tmp_path / "a" / "listeners.parquet").to_pydict() == {
+        "listener_id": ["ann", "bob", "cyd", "dee"],
+        "plays": [5, 5, 0, 5],
+        "tracks": [2, 1, 0, 1],
+    }
+
+
+def test_vectors_do_not_depend_on_the_blocks_they_are_made_in(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("index.listening._ENTRIES_AT_ONCE", 11)
+    plays = world.plays.astype(np.float32)
+    write_audience(tmp_path / "b", world.ids, world.listener, world.row, plays, world.matching)
+    again = Listening.open(tmp_path / "b")
+    np.testing.assert_allclose(again.vectors, world.audience._listening.vectors, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"listener": np.array([0, 2])}, "listener must be integers from 0 to 1"),
+        ({"listener": np.array([0.0, 1.0])}, "listener must be integers"),
+        ({"row": np.array([0, -1])}, "row must be integers from 0 to 2"),
+        ({"row": np.array([0])}, "differ in shape"),
+        ({"plays": np.array([1, -1.0])}, "not negative"),
+        ({"plays": np.array([1, np.nan])}, "finite"),
+        ({"listener_ids": ["a", "a"]}, "listener id 'a' stands twice"),
+        ({"listener_ids": ["a", ""]}, "listener ids must not be empty"),
+    ],
+)
+def test_does_not_write_pairs_that_do_not_fit(tmp_path, rng, change, message):
+    good = {
+        "listener_ids": ["a", "b"],
+        "listener": np.array([0, 1]),
+        "row": np.array([0, 2]),
+        "plays": np.array([1, 2.0]),
+    }
+    with pytest.raises(ValueError, match=message):
+        write_audience(tmp_path / "a", matching=unit(rng, 3, 4), **(good | change))
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["vectors", "offsets", "rows", "plays", "track_offsets", "track_listeners", "track_strengths"]
+)
+def test_damaged_files_are_refused(world, name):
+    path = world.folder.path / "audience" / f"{name}.npy"
+    array = np.load(path)
+    for broken in (array[:-1], array.astype(np.float16), np.array([{"a": 1}])):
+        np.save(path, broken, allow_pickle=broken.dtype == object)
+        with pytest.raises(AudienceError, match="publish again") as caught:
+            Audience.open(world.folder)
+        assert caught.value.code == "audience_damaged"
+    path.unlink()
+    with pytest.raises(AudienceError, match="publish again"):
+        Audience.open(world.folder)
+
+
+# The equations
+
+
+def reference_members(world: World, query: np.ndarray) -> tuple[list[int], dict[int, float]]:
+    """R and U0 in float64, loop by loop (bcl.md, CAT)."""
+    similarity = world.matching.astype(np.float64) @ query
+    heard = set(world.row.tolist())
+    nearest = sorted(heard, key=lambda row: (-similarity[row], row))[:50]
+    powers = {row: np.exp(similarity[row] / 0.1) for row in nearest}
+    log_plays = {(u, r): np.log1p(p) for u, r, p in zip(world.listener, world.row, world.plays, strict=True)}
+    weights: dict[int, float] = {}
+    for u in range(len(world.ids)):
+        mine = [r for (v, r) in log_plays if v == u]
+        top = max(log_plays[u, r] for r in mine)
+        weight = sum(powers[r] / sum(powers.values()) * log_plays[u, r] / top for r in mine if r in powers)
+        if weight > 0:
+            weights[u] = weight / np.sqrt(len(mine))
+    return nearest, weights
+
+
+def test_neighbours_and_their_listeners_are_those_of_the_equations(tmp_path, rng):
+    world = World(tmp_path, rng, listeners=40)
+    result = world.audience.target(world.query(), world.collection, clusters=3)
+    nearest, weights = reference_members(world, world.query())
+    assert [n.row for n in result.neighbours] == nearest
+    assert [n.track_id for n in result.neighbours] == [f"t{row}" for row in nearest]
+    np.testing.assert_allclose(
+        [n.similarity for n in result.neighbours], world.matching[nearest] @ world.query(), atol=1e-6
+    )
+    members, found = world.audience._members(
+        world.audience._listening,
+        np.array(nearest),
+        np.array([n.similarity for n in result.neighbours], np.float32),
+    )
+    assert members.tolist() == sorted(weights)
+    np.testing.assert_allclose(found, [weights[u] for u in members.tolist()], rtol=1e-4)
+    taste_weight = np.zeros(3)
+    for u, weight in weights.items():
+        taste_weight[world.listener_taste[u]] += weight / sum(weights.values())
+    np.testing.assert_allclose([c.mass for c in result.clusters], np.sort(taste_weight)[::-1], atol=1e-3)
+
+
+def reference_selection(vectors, centroids, shares, limit, eligible):
+    """Scores, quotas and choice in float64 and plain Python."""
+    similarity = (vectors.astype(np.float64)[:, None] * centroids.astype(np.float64)).sum(axis=2).astype(np.float32)
+    order = [u for u in np.lexsort((np.arange(len(vectors)), -similarity.max(axis=1))).tolist() if eligible[u]]
+    limit = min(limit, len(order))
+    whole = [int(np.floor(share * limit + 1e-9)) for share in shares]
+    for place in sorted(range(len(shares)), key=lambda m: (-(shares[m] * limit - whole[m]), m))[: limit - sum(whole)]:
+        whole[place] += 1
+    taken = [u for m in range(len(shares)) for u in [v for v in order if similarity[v].argmax() == m][: whole[m]]]
+    taken += [u for u in order if u not in taken][: limit - len(taken)]
+    taken.sort(key=order.index)
+    return taken, similarity[taken].max(axis=1), similarity[taken].argmax(axis=1)
+
+
+@pytest.mark.parametrize("hnsw", [False, True])
+@pytest.mark.parametrize("limit", [1, 7, 60, 299, 1000])
+def test_the_choice_is_that_of_the_equations(tmp_path, rng, monkeypatch, hnsw, limit):
+    monkeypatch.setattr(segments, "STEP_PRICE", 0)  # walk the graph, though it is small
+    world = World(tmp_path, rng, hnsw=hnsw)
+    listening = world.audience._listening
+    assert (listening.segment is not None) == hnsw
+    vectors = np.asarray(listening.vectors)
+    for clusters, skew in ((1, 1), (3, 1), (4, 5)):
+        centroids = near(rng, world.centres[rng.integers(0, 3, clusters)], 1.0)
+        shares = rng.dirichlet(np.ones(clusters) / skew)
+        eligible = rng.random(300) < 0.7
+        listeners, scores, labels = select(listening, centroids, shares, limit, eligible)
+        expected = reference_selection(vectors, centroids, shares, limit, eligible)
+        np.testing.assert_array_equal(listeners, expected[0])
+        np.testing.assert_array_equal(scores, expected[1])
+        np.testing.assert_array_equal(labels, expected[2])
+
+
+@pytest.mark.parametrize(("listeners", "limit", "walks"), [(2000, 5, True), (2000, 500, False), (100, 5, False)])
+def test_the_graph_is_walked_where_that_is_cheaper(tmp_path, rng, monkeypatch, listeners, limit, walks):
+    monkeypatch.setattr(segments, "STEP_PRICE", 1)
+    walked = []
+    monkeypatch.setattr("index.reach._searched", lambda *given: walked.append(1) or np.arange(3))
+    world = World(tmp_path, rng, listeners=listeners, hnsw=True)
+    select(
+        world.audience._listening, world.centres.astype(np.float32), np.full(3, 1 / 3), limit, np.ones(listeners, bool)
+    )
+    assert bool(walked) == walks
+
+
+def test_listeners_between_two_centroids_are_not_lost_to_rounding(tmp_path, rng):
+    """Palindromes are exactly as near to a centroid as to its mirror image, and so belong to the first of them."""
+    half = unit(rng, 40, 64)
+    between = np.concatenate([half, half[:, ::-1]], axis=1) / np.float32(np.sqrt(2))
+    first = unit(rng, 128)
+    centroids = np.stack([first, first[::-1]])
+    matching = np.concatenate([between, near(rng, np.tile(centroids[1], (60, 1)), 0.1)])
+    write_audience(tmp_path / "a", [str(u) for u in range(100)], np.arange(100), np.arange(100), np.ones(100), matching)
+    listening, everybody = Listening.open(tmp_path / "a"), np.ones(100, bool)
+    shares = np.array([0.5, 0.5])
+    for limit in range(2, 40):
+        found = select(listening, centroids, shares, limit, everybody)
+        expected = reference_selection(np.asarray(listening.vectors), centroids, shares, limit, everybody)
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[2], expected[2])
+
+
+def test_twins_are_taken_in_the_order_of_the_listeners(tmp_path, rng):
+    """Listeners of one and the same track have one and the same vector."""
+    matching = unit(rng, 2, 8)
+    write_audience(tmp_path / "a", [str(u) for u in range(50)], np.arange(50), np.arange(50) % 2, np.ones(50), matching)
+    listening = Listening.open(tmp_path / "a")
+    listeners, _, labels = select(listening, matching, np.array([0.5, 0.5]), 10, np.ones(50, bool))
+    assert sorted(listeners.tolist()) == list(range(10))
+    assert (labels == listeners % 2).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(masses=st.lists(st.integers(1, 100), min_size=1, max_size=8), limit=st.integers(0, 500))
+def test_quotas_follow_mass(masses, limit):
+    shares = np.array(masses) / sum(masses)
+    places = quotas(shares, limit)
+    assert places.sum() == limit
+    assert (np.abs(places - shares * limit) < 1).all()
+    for one, other in zip(range(len(masses)), range(1, len(masses)), strict=False):
+        if masses[one] > masses[other]:
+            assert places[one] >= places[other]
+
+
+# Whole answers
+
+
+@pytest.mark.parametrize("hnsw", [False, True])
+@pytest.mark.parametrize("clusters", [None, 3])
+def test_planted_tastes_are_found(tmp_path, rng, monkeypatch, hnsw, clusters):
+    monkeypatch.setattr(segments, "STEP_PRICE", 0)
+    world = World(tmp_path, rng, hnsw=hnsw)
+    result = world.audience.target(world.query(), world.collection, clusters=clusters, limit=100)
+    assert len(result.clusters) == 3
+    taste_of = [int(np.argmax(world.centres @ cluster.centroid)) for cluster in result.clusters]
+    assert taste_of == [0, 1, 2]  # by falling mass
+    lent = np.unique(world.listener[np.isin(world.row, [n.row for n in result.neighbours])])
+    for number, cluster in enumerate(result.clusters):
+        assert world.centres[taste_of[number]] @ cluster.centroid > 0.95
+        assert cluster.size == (world.listener_taste[lent] == taste_of[number]).sum()
+        assert len(cluster.tracks) == len(cluster.listeners) == cat.EXEMPLARS
+        assert {world.taste[int(track[1:])] for track in cluster.tracks} == {taste_of[number]}
+        assert {world.listener_taste[int(listener[1:])] for listener in cluster.listeners} == {taste_of[number]}
+    for target in result.listeners:
+        assert world.listener_taste[int(target.listener_id[1:])] == taste_of[target.cluster]
+    counted = np.bincount([target.cluster for target in result.listeners])
+    assert (np.abs(counted - 100 * np.array([c.share for c in result.clusters])) <= 1).all()
+    scores = [target.score for target in result.listeners]
+    assert scores == sorted(scores, reverse=True)
+    assert len({target.listener_id for target in result.listeners}) == 100
+    assert sum(c.mass for c in result.clusters) == pytest.approx(1)
+    assert sum(c.share for c in result.clusters) == pytest.approx(1)
+    assert result == world.audience.target(world.query(), world.collection, clusters=clusters, limit=100)
+
+
+def test_clusters_of_little_mass_are_dropped(tmp_path, rng, monkeypatch):
+    world = World(tmp_path, rng)
+    monkeypatch.setattr(cat, "LEAST_MASS", 0.2)
+    result = world.audience.target(world.query(), world.collection, clusters=3)
+    assert len(result.clusters) == 2
+    assert sum(c.mass for c in result.clusters) < 0.95
+    assert sum(c.share for c in result.clusters) == pytest.approx(1)
+    assert {t.cluster for t in result.listeners} == {0, 1}
+    monkeypatch.setattr(cat, "LEAST_MASS", 2.0)  # all would go: the heaviest stays
+    assert len(world.audience.target(world.query(), world.collection, clusters=3).clusters) == 1
+
+
+def test_only_the_heaviest_listeners_are_clustered(world, monkeypatch):
+    _, weights = reference_members(world, world.query())
+    monkeypatch.setattr(cat, "CAP", 50)
+    result = world.audience.target(world.query(), world.collection, clusters=1)
+    assert result.clusters[0].size == 50
+    heaviest = set(sorted(weights, key=lambda u: (-weights[u], u))[:50])
+    assert {int(listener[1:]) for listener in result.clusters[0].listeners} <= heaviest
+
+
+def test_who_knows_the_track_is_left_out_unless_wanted(world):
+    row = 3
+    knowing = {f"u{u:04}" for u in world.listener[world.row == row]}
+    query = world.matching[row]
+
+    def named(**wishes) -> set[str]:
+        result = world.audience.target(query, world.collection, row=row, limit=300, **wishes)
+        assert row not in [n.row for n in result.neighbours]
+        return {target.listener_id for target in result.listeners}
+
+    assert named() == set(world.ids) - knowing
+    assert named(exclude_known=False) == set(world.ids)
+    anonymous = world.audience.target(query, world.collection, limit=300)
+    assert anonymous.neighbours[0].row == row
+    assert len(anonymous.listeners) == 300
+
+
+@pytest.mark.parametrize("hnsw", [False, True])
+def test_when_everybody_knows_the_track_nobody_is_named(tmp_path, rng, monkeypatch, hnsw):
+    monkeypatch.setattr(segments, "STEP_PRICE", 0)
+    matching = unit(rng, 3, 8)
+    world = tiny(tmp_path, rng, matching, [(u, row) for u in range(9) for row in (0, 1 + u % 2)], hnsw=hnsw)
+    result = world.audience.target(matching[0], world.collection, row=0)
+    assert result.listeners == ()
+    assert len(result.clusters) >= 1
+    assert len(world.audience.target(matching[0], world.collection, row=0, exclude_known=False).listeners) == 9
+
+
+def test_a_replaced_track_keeps_its_listeners_and_a_removed_one_lends_none(world, rng):
+    vectors = embedded(rng)
+    nearest = world.audience.target(world.query(), world.collection, clusters=3).neighbours[0]
+    row = world.collection.add(Track(nearest.track_id, title="Remastered"), vectors, world.matching[nearest.row])
+    again = world.audience.target(world.query(), world.collection, clusters=3)
+    assert again.neighbours[0].row == row
+    assert again.neighbours[0].track_id == nearest.track_id
+    knowing = {f"u{u:04}" for u in world.listener[world.row == nearest.row]}
+    result = world.audience.target(world.query(), world.collection, row=row, limit=300)
+    assert {target.listener_id for target in result.listeners} == set(world.ids) - knowing
+    world.collection.remove(nearest.track_id)
+    after = world.audience.target(world.query(), world.collection, clusters=3)
+    assert nearest.track_id not in [n.track_id for n in after.neighbours]
+    assert len(after.neighbours) == 50
+
+
+def test_cold_tracks_lend_no_audience(world, rng):
+    for number in range(5):
+        world.collection.add(Track(f"cold{number}"), embedded(rng), world.query())
+    result = world.audience.target(world.query(), world.collection.view(), clusters=3)
+    assert not [n for n in result.neighbours if n.track_id.startswith("cold")]
+
+
+def test_limits(world):
+    assert len(world.audience.target(world.query(), world.collection, limit=5000).listeners) == 300
+    assert len(world.audience.target(world.query(), world.collection, limit=1).listeners) == 1
+    for wrong in ({"limit": 0}, {"clusters": 0}):
+        with pytest.raises(ValueError, match="at least 1"):
+            world.audience.target(world.query(), world.collection, **wrong)
+    with pytest.raises(ValueError, match="finite"):
+        world.audience.target(np.full(32, np.nan), world.collection)
+    with pytest.raises(ValueError, match="norm 1"):
+        world.audience.target(2 * world.query(), world.collection)
+    with pytest.raises(ValueError, match="shape"):
+        world.audience.target(np.ones(31), world.collection)
+
+
+def tiny(tmp_path: Path, rng: np.random.Generator, matching: np.ndarray, pairs, interactions=None, hnsw=False) -> World:
+    tracks = [Track(f"t{r}") for r in range(len(matching))]
+    folder = write_folder(tmp_path, tracks, interactions or [1] * len(matching), rng, matching=matching)
+    listener, row = np.array(pairs, dtype=int).reshape(-1, 2).T
+    ids = [f"u{u}" for u in range(int(listener.max(initial=0)) + 1)]
+    hnsw_from = 1 if hnsw else 10**6
+    write_audience(tmp_path / "audience", ids, listener, row, np.ones(len(row)), matching, hnsw_from=hnsw_from)
+    made = World.__new__(World)
+    made.folder, made.matching = folder, matching
+    made.collection, made.audience = Collection.open(folder), Audience.open(folder)
+    return made
+
+
+def test_fewer_listeners_than_clusters(tmp_path, rng):
+    world = tiny(tmp_path, rng, unit(rng, 3, 8), [(0, 0), (1, 1)])
+    for clusters in (None, 8):
+        result = world.audience.target(world.matching[2], world.collection, clusters=clusters, limit=10)
+        assert len(result.clusters) == 2
+        assert sorted(t.listener_id for t in result.listeners) == ["u0", "u1"]
+        assert [t.score for t in result.listeners] == pytest.approx([1, 1])
+
+
+def test_identical_tracks_and_listeners(tmp_path, rng):
+    world = tiny(tmp_path, rng, np.tile(unit(rng, 8), (4, 1)), [(u, u % 4) for u in range(20)])
+    result = world.audience.target(world.matching[0], world.collection, row=0, limit=4)
+    assert len(result.clusters) == 1
+    assert [t.listener_id for t in result.listeners] == ["u1", "u2", "u3", "u5"]
+    assert [n.row for n in result.neighbours] == [1, 2, 3]
+
+
+def test_a_release_without_listening_says_so(tmp_path, rng):
+    folder = write_folder(tmp_path, [Track("a")], [1], rng)
+    empty = Audience.open(folder)
+    assert len(empty) == 0
+    with pytest.raises(AudienceError, match=r"listens\.parquet") as caught:
+        empty.target(unit(rng, 8), Collection.open(folder))
+    assert caught.value.code == "audience_missing"
+
+
+@pytest.mark.parametrize("interactions", [[0, 0, 0], [0, 0, 5]])
+def test_without_warm_tracks_that_have_listeners_there_is_no_audience(tmp_path, rng, interactions):
+    world = tiny(tmp_path, rng, unit(rng, 3, 8), [(0, 0), (1, 1)], interactions)
+    with pytest.raises(AudienceError, match="no track here has listeners") as caught:
+        world.audience.target(world.matching[0], world.collection)
+    assert caught.value.code == "audience_no_neighbours"
+
+
+def test_listeners_without_a_vector_are_nobody(tmp_path, rng):
+    matching = unit(rng, 3, 8)
+    matching[1] = -matching[0]
+    world = tiny(tmp_path, rng, matching, [(0, 0), (0, 1), (1, 2)])  # u0 heard opposites: no direction
+    result = world.audience.target(matching[2], world.collection, limit=10)
+    assert [t.listener_id for t in result.listeners] == ["u1"]
+    assert [(c.size, c.mass, c.listeners) for c in result.clusters] == [(1, 1.0, ("u1",))]
+    assert len(world.audience) == 2

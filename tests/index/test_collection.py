@@ -1,0 +1,223 @@
+"""The collection: one state of catalogue, spaces and parts, whoever writes meanwhile."""
+
+import itertools
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from index_examples import Folder, embedded, unit, write_folder
+
+from index.catalogue import Filters
+from index.catalogue_file import CatalogueError
+from index.collection import Collection, CollectionError, CollectionView, write_collection
+from index.segments import SegmentError
+from index.tracks import Track
+
+N = 30
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(11)
+
+
+def tracks(n: int = N) -> list[Track]:
+    return [Track(f"t{i}", title=f"Title {i}", artist=f"Artist {i % 4}") for i in range(n)]
+
+
+@pytest.fixture
+def folder(tmp_path, rng) -> Folder:
+    return write_folder(tmp_path, tracks(), [i % 3 for i in range(N)], rng)
+
+
+def everything(space) -> set[int]:
+    rows = space.search(np.ones(space.dims, np.float32), 10_000)[1][0]
+    return set(rows[rows >= 0].tolist())
+
+
+def check(view: CollectionView) -> None:
+    """A row is everywhere or nowhere."""
+    live = set(np.flatnonzero(view.catalogue.mask(Filters())).tolist())
+    assert everything(view.continuation) == everything(view.matching) == live
+    assert len(view) == len(view.continuation) == len(view.matching) == len(live)
+    rows = np.arange(view.catalogue.size + 3)
+    audio, text = view.parts(rows)
+    for part in (audio, text, view.continuation.vectors(rows), view.matching.vectors(rows)):
+        assert set(np.flatnonzero(~np.isnan(part).any(axis=1)).tolist()) == live
+    for row in live:
+        assert view.catalogue.row_of(view.catalogue.track(row).track_id) == row
+
+
+def test_opens_what_was_written(tmp_path, rng):
+    vectors = {name: unit(rng, N, 16) for name in ("audio", "text", "continuation")}
+    for name, missing in (("audio", [3, 4]), ("text", [4, 5]), ("continuation", [4])):
+        vectors[name][missing] = np.nan
+    matching = unit(rng, N, 8)
+    folder = write_folder(tmp_path, tracks(), [0] * N, rng, matching=matching, vectors=vectors)
+    collection = Collection.open(folder)
+    assert collection.release_id == folder.id
+    assert len(collection) == N
+    rows = np.arange(N)
+    np.testing.assert_array_equal(collection.continuation.vectors(rows), vectors["continuation"])
+    np.testing.assert_array_equal(collection.matching.vectors(rows), matching)
+    audio, text = collection.parts(rows)
+    np.testing.assert_array_equal(audio, vectors["audio"])
+    np.testing.assert_array_equal(text, vectors["text"])
+    assert len(collection.continuation) == N - 1
+    assert 4 not in everything(collection.continuation)
+    assert [collection.catalogue.track(row) for row in range(N)] == tracks()
+    assert {p.name for p in tmp_path.rglob("*")} == {
+        *("tracks.parquet", "continuation.faiss", "matching.faiss", "vectors", "audio.npy", "text.npy")
+    }
+
+
+def test_adding_replacing_and_removing(folder, rng):
+    collection = Collection.open(folder)
+    before = collection.view()
+    new, other = embedded(rng), embedded(rng)
+    matching = unit(rng, 2, 8)
+    row = collection.add(Track("new"), new, matching[0])
+    assert row == N
+    check(collection.view())
+    assert collection.continuation.search(new.continuation, 1)[1] == row
+    assert collection.matching.search(matching[0], 1)[1] == row
+    again = collection.add(Track("new", title="Again"), other, matching[1])
+    assert again == N + 1
+    check(collection.view())
+    assert collection.continuation.search(new.continuation, 1)[1] != row
+    assert collection.catalogue.track(again).title == "Again"
+    np.testing.assert_array_equal(collection.parts([again])[0][0], other.audio)
+    assert collection.remove("new")
+    assert not collection.remove("new")
+    assert collection.remove("t7")
+    check(collection.view())
+    assert np.isnan(collection.parts([7, again])[1]).all()
+    check(before)
+    assert (len(before), len(collection)) == (N, N - 1)
+
+
+def test_a_track_may_lack_a_part(folder, rng):
+    collection = Collection.open(folder)
+    heard = embedded(rng)
+    row = collection.add(Track("silent"), replace(heard, audio=None), unit(rng, 8))
+    audio, text = collection.parts([row])
+    assert np.isnan(audio).all()
+    np.testing.assert_array_equal(text[0], heard.text)
+
+
+def test_a_replaced_track_keeps_its_listening(folder, rng):
+    collection = Collection.open(folder)
+    rows = [collection.add(Track(name), embedded(rng), unit(rng, 8)) for name in ("t5", "t5", "new")]
+    assert [collection.catalogue.is_cold(row) for row in rows] == [False, False, True]
+    assert collection.catalogue.origins[rows].tolist() == [5, 5, -1]
+    warm = collection.add(Track("t5"), embedded(rng), unit(rng, 8), interactions=0)
+    assert collection.catalogue.is_cold(warm)
+
+
+def test_what_cannot_be_added_changes_nothing(folder, rng):
+    collection = Collection.open(folder)
+    good, matching = embedded(rng), unit(rng, 8)
+    bad = [
+        (Track(""), good, matching),
+        (Track("x"), good, matching * 2),
+        (Track("x"), good, matching[:7]),
+        (Track("x"), good, np.full(8, np.nan)),
+        (Track("x"), good, np.stack([matching, matching])),
+        (Track("x"), replace(good, continuation=np.full(16, np.nan)), matching),
+        (Track("x"), replace(good, audio=np.zeros(16)), matching),
+        (Track("x"), replace(good, text=unit(rng, 17)), matching),
+        (Track("t1"), replace(good, text=unit(rng, 17)), matching),
+    ]
+    for track, vectors, match in bad:
+        with pytest.raises(ValueError, match=r"vectors|track_id"):
+            collection.add(track, vectors, match)
+        check(collection.view())
+    assert collection.catalogue.size == N
+    assert collection.add(Track("x"), good, matching) == N
+
+
+def test_every_view_is_whole_while_others_write(folder, rng):
+    """Two writers add, replace and remove; readers must never meet a track in one part and not in another."""
+    collection = Collection.open(folder)
+    made = [(embedded(rng), unit(rng, 8)) for _ in range(40)]
+    stop = threading.Event()
+    failures: list[BaseException] = []
+    sizes: set[int] = set()
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                view = collection.view()
+                check(view)
+                sizes.add(view.catalogue.size)
+            except BaseException as error:
+                failures.append(error)
+                return
+
+    def write(name: str) -> None:
+        for turn, (vectors, matching) in enumerate(itertools.chain(made, made)):
+            collection.add(Track(f"{name}{turn % 5}"), vectors, matching)
+            collection.add(Track("both"), vectors, matching)
+            if turn % 3 == 0:
+                collection.remove(f"{name}{turn % 5}")
+                collection.remove(f"t{turn // 3}")
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    writers = [threading.Thread(target=write, args=(name,)) for name in "ab"]
+    for thread in readers + writers:
+        thread.start()
+    for writer in writers:
+        writer.join(timeout=60)
+    stop.set()
+    for reader in readers:
+        reader.join(timeout=60)
+    assert not failures, failures[0]
+    assert len(sizes) > 3, "the readers never met the writers"
+    check(collection.view())
+    assert collection.catalogue.size == N + 2 * 2 * 80
+
+
+@pytest.mark.parametrize("name", ["continuation.faiss", "matching.faiss", "vectors/audio.npy", "vectors/text.npy"])
+def test_files_of_another_collection_are_refused(tmp_path, rng, name):
+    for directory in "ab":
+        (tmp_path / directory).mkdir()
+    first = write_folder(tmp_path / "a", tracks(), [0] * N, rng)
+    other = write_folder(tmp_path / "b", tracks(N - 1), [0] * (N - 1), rng)
+    other.file(name).replace(first.file(name))
+    with pytest.raises(CollectionError, match=f"files differ in their number of tracks.*'{name}': {N - 1}") as caught:
+        Collection.open(first)
+    assert caught.value.code == "collection_mismatch"
+
+
+def test_damaged_files_are_refused(folder):
+    path = folder.file("vectors/text.npy")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CollectionError, match=r"text\.npy cannot be read"):
+        Collection.open(folder)
+    np.save(path, np.array([{"a": 1}] * N), allow_pickle=True)
+    with pytest.raises(CollectionError, match=r"text\.npy cannot be read"):
+        Collection.open(folder)
+    np.save(path, np.zeros((N, 16)))
+    with pytest.raises(CollectionError, match=r"holds float64 \[30, 16\], not float32"):
+        Collection.open(folder)
+    path.write_bytes(whole)
+    folder.file("matching.faiss").write_bytes(b"junk")
+    with pytest.raises(SegmentError):
+        Collection.open(folder)
+    folder.file("tracks.parquet").unlink()
+    with pytest.raises(CatalogueError):
+        Collection.open(folder)
+
+
+def test_does_not_write_arrays_of_other_lengths(tmp_path, rng):
+    vectors = {name: unit(rng, N, 16) for name in ("audio", "text", "continuation")}
+    with pytest.raises(ValueError, match=r"matching must be of shape \[30, d\], not \[29, 8\]"):
+        write_collection(tmp_path, tracks(), np.zeros(N, np.int32), vectors, unit(rng, N - 1, 8))
+    for broken in (2 * vectors["text"], np.where(np.arange(16) == 3, np.nan, vectors["text"])):
+        with pytest.raises(ValueError, match="text: vectors must"):
+            write_collection(tmp_path, tracks(), np.zeros(N, np.int32), vectors | {"text": broken}, unit(rng, N, 8))
+    with pytest.raises(ValueError, match="text and continuation is missing"):
+        write_collection(tmp_path, tracks(), np.zeros(N, np.int32), {"audio": vectors["audio"]}, unit(rng, N, 8))
+    assert not list(tmp_path.iterdir())
