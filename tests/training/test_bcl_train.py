@@ -1,0 +1,252 @@
+"""Training BCL end to end on a small world with two audiences, and its checkpoints."""
+
+import io
+import json
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from index.fields import FieldSpec
+from index.tracks import Track
+from training.bcl.checkpoint import bcl_vectors, load_bcl, replace_folder
+from training.bcl.config import BclConfig, BclError
+from training.bcl.fields import choose_fields
+from training.bcl.supervision import listen_matrix
+from training.bcl.task import BclTask
+from training.bcl.train import train_bcl
+from training.data.splits import TEST, TRAIN, VALID
+from training.evaluation.baselines import random_matching
+from training.evaluation.matching import MatchingProtocol, evaluate_matching, inner_product, matching_task
+from training.loop import LoopConfig
+from training.progress import Progress, Silent
+
+CONFIG = BclConfig(
+    field_dims=8,
+    hidden=(32,),
+    dims=16,
+    projected=8,
+    batch=64,
+    items=32,
+    steps=6,
+    correlation_every=3,
+    correlation_sample=40,
+    correlation_batch=20,
+    unknown_rate=0.2,
+    validation_cut=10,
+    loop=LoopConfig(epochs=6, lr=3e-3, patience=6, precision="fp32", threads=1, seed=1),
+)
+
+
+@dataclass
+class Listens:
+    listener_ids: list[str]
+    listener: np.ndarray
+    row: np.ndarray
+
+
+@dataclass
+class World:
+    """90 tracks of three kinds; a listener hears mostly one kind; the kind shows in the content, not in the artist."""
+
+    tracks: list[Track]
+    vectors: dict[str, np.ndarray]
+    listens: Listens
+    split: np.ndarray
+    kind: np.ndarray
+
+
+def world(seed: int = 0) -> World:
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(0, 3, 90)
+    taste = rng.integers(0, 3, 150)
+    heard = rng.random((150, 90)) < np.where(taste[:, None] == kind[None, :], 0.3, 0.03)
+    listener, row = np.nonzero(heard)
+    audio = rng.standard_normal((90, 32)).astype(np.float32)
+    audio[:, :3] += 2.5 * np.eye(3)[kind]
+    audio /= np.linalg.norm(audio, axis=1, keepdims=True)
+    audio[::17] = np.nan
+    names = [f"artist {i}" for i in rng.integers(0, 30, 90)]
+    tracks = [
+        Track(f"t{i}", artist=names[i], language=("en", "de")[int(kind[i] == 0)], genres=("live",) * (i % 2))
+        for i in range(90)
+    ]
+    split = np.full(90, TRAIN, np.int8)
+    split[60:75], split[75:] = VALID, TEST
+    return World(tracks, {"audio": audio}, Listens([f"u{i}" for i in range(150)], listener, row), split, kind)
+
+
+def train(place: World, directory, config: BclConfig = CONFIG, progress: Progress | None = None):
+    return train_bcl(place.tracks, place.vectors, place.listens, place.split, directory, config, progress or Silent())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    place = world()
+    directory = tmp_path_factory.mktemp("bcl") / "bcl"
+    return place, train(place, directory), directory
+
+
+def test_cold_tracks_find_tracks_with_their_audience(trained):
+    place, result, _ = trained
+    full = listen_matrix(place.listens.listener, place.listens.row, (150, 90))
+    task = matching_task(full, np.flatnonzero(place.split == TEST), np.arange(60), MatchingProtocol(cuts=(10,)))
+    found = evaluate_matching({"bcl": inner_product(result.vectors), "random": random_matching()}, task)
+    assert found.method("bcl").figures["N@10"].value > 1.6 * found.chance["N@10"]
+    assert found.difference("bcl", "random", "R@10").low > 0
+    assert result.score > 0.25
+    assert 60 * 10 < result.pairs <= 60 * 20
+    assert result.anchors == 60
+
+
+def test_the_checkpoint_gives_the_same_vectors(trained):
+    place, result, directory = trained
+    assert sorted(p.name for p in directory.iterdir()) == [
+        "README.md",
+        "config.json",
+        "fields.json",
+        "model.safetensors",
+    ]
+    assert [p.name for p in directory.parent.iterdir()] == ["bcl"]
+    loaded = load_bcl(directory)
+    assert not loaded.training
+    assert loaded.config == result.model.config
+    found = bcl_vectors(loaded, place.tracks, place.vectors, batch=7)
+    assert found == pytest.approx(result.vectors, abs=1e-6)
+    assert np.linalg.norm(found, axis=1) == pytest.approx(np.ones(90), abs=1e-5)
+    card = (directory / "README.md").read_text()
+    assert f"{result.score:.4f}" in card
+    assert f"{result.pairs:,} ItemCF pairs of 60 anchor tracks" in card
+
+
+def test_the_same_seed_gives_the_same_bits_and_leaves_the_random_state_alone(trained, tmp_path):
+    place, result, directory = trained
+    torch.manual_seed(123)
+    expected = torch.rand(3)
+    torch.manual_seed(123)
+    threads = torch.get_num_threads()
+    again = train(place, tmp_path / "again")
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == threads
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (directory / "model.safetensors").read_bytes()
+    assert np.array_equal(again.vectors, result.vectors)
+    other = train(place, tmp_path / "other", replace(CONFIG, loop=replace(CONFIG.loop, seed=2)))
+    assert not np.array_equal(other.vectors, result.vectors)
+
+
+def test_the_listens_of_test_tracks_are_not_read(trained, tmp_path):
+    place, result, _ = trained
+    known = place.split[place.listens.row] != TEST
+    less = Listens(place.listens.listener_ids, place.listens.listener[known], place.listens.row[known])
+    found = train(replace(place, listens=less), tmp_path / "less")
+    assert np.array_equal(found.vectors, result.vectors)
+
+
+def test_a_step_depends_on_weights_and_batch_alone(trained):
+    place, result, _ = trained
+    inputs = {n: torch.from_numpy(a) for n, a in result.model.fields.transform(place.tracks, place.vectors).items()}
+    task = BclTask(result.model, inputs, None, None, torch.device("cpu"))
+    first, second = (list(task.batches(3)) for _ in range(2))
+    assert len(first) == task.steps(3) == 6
+    assert all(np.array_equal(a.items, b.items) and a.seed == b.seed for a, b in zip(first, second, strict=True))
+    torch.rand(11)
+    with torch.no_grad():
+        assert task.loss(first[0])[0].item() == task.loss(second[0])[0].item()
+
+
+def test_content_alone_trains_without_listens_and_says_so(tmp_path):
+    place = world()
+    said = io.StringIO()
+    alone = replace(place, listens=None)
+    found = train(alone, tmp_path / "a", replace(CONFIG, contrastive_weight=0.0), Progress(said))
+    assert "only the contrastive loss trains" in said.getvalue()
+    assert "the last epoch is kept" in said.getvalue()
+    assert (found.score, found.pairs, found.fit.best_epoch) == (None, 0, CONFIG.loop.epochs - 1)
+    assert found.fit.history[-1]["nt_xent"] < found.fit.history[0]["nt_xent"]
+    assert "not measured" in (tmp_path / "a/README.md").read_text()
+
+
+def test_without_a_validation_truth_the_last_epoch_is_kept(tmp_path):
+    place = world()
+    split = np.where(place.split == VALID, TEST, place.split).astype(np.int8)
+    found = train(replace(place, split=split), tmp_path / "b")
+    assert found.score is None
+    assert found.pairs > 0
+    assert found.fit.best_epoch == CONFIG.loop.epochs - 1
+
+
+def test_bootstrapping_moves_the_correlation_and_alpha_one_does_not(trained, tmp_path):
+    place, result, _ = trained
+    assert result.correlation.shape == (7, 7)  # artist, language, genres, four blocks of audio
+    assert np.diag(result.correlation) == pytest.approx(np.ones(7))
+    fields = choose_fields(place.tracks, place.vectors, CONFIG)
+    assert [spec.name for spec in fields.fields] == ["artist", "language", "genres", "audio"]
+    static = train(place, tmp_path / "static", replace(CONFIG, correlation_alpha=1.0))
+    assert not np.allclose(static.correlation, result.correlation)
+    changed = replace(CONFIG, correlation_alpha=1.0, loop=replace(CONFIG.loop, epochs=1))
+    assert np.array_equal(train(place, tmp_path / "one", changed).correlation, static.correlation)
+
+
+@pytest.mark.parametrize(
+    "change", [{"contrastive_weight": 0.0}, {"random_groups": True}, {"grouping_temperature": 0.0}]
+)
+def test_ablations_run(change, tmp_path):
+    short = replace(CONFIG, loop=replace(CONFIG.loop, epochs=1), **change)
+    found = train(world(), tmp_path / "x", short)
+    assert np.isfinite(found.vectors).all()
+    assert ("nt_xent" in found.fit.history[0]) == (change != {"contrastive_weight": 0.0})
+
+
+def test_too_little_to_learn_from_is_said(tmp_path):
+    place = world()
+    with pytest.raises(BclError, match="4 tracks and a train split"):
+        train(replace(place, split=np.full(90, TEST, np.int8)), tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_field_is_learned_from_listens_or_not_at_all(tmp_path):
+    place = world()
+    short = replace(CONFIG, fields=(FieldSpec("language", "categorical", "language"),), loop=LoopConfig(epochs=1))
+    found = train(place, tmp_path / "one", short)
+    assert "nt_xent" not in found.fit.history[0]
+    assert found.model.config.contrastive_weight == 0
+    with pytest.raises(BclError, match="nothing to learn from"):
+        train(replace(place, listens=None), tmp_path / "none", short)
+
+
+def test_broken_checkpoints_are_named(trained, tmp_path):
+    _, _, directory = trained
+    with pytest.raises(BclError) as caught:
+        load_bcl(tmp_path / "nothing")
+    assert caught.value.code == "bcl_missing"
+    copy = tmp_path / "copy"
+    for name, spoil in {
+        "config.json": lambda b: json.dumps({**json.loads(b), "dims": 17}).encode(),
+        "fields.json": lambda b: b[:20],
+        "model.safetensors": lambda b: b[:100],
+    }.items():
+        copy.mkdir(exist_ok=True)
+        for path in directory.iterdir():
+            (copy / path.name).write_bytes(spoil(path.read_bytes()) if path.name == name else path.read_bytes())
+        with pytest.raises(BclError):
+            load_bcl(copy)
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(BclError, match="no whole BCL checkpoint"):
+        load_bcl(copy)
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "deep" / "folder"
+    replace_folder(target, lambda folder: (folder / "a").write_text("1"))
+    replace_folder(target, lambda folder: (folder / "b").write_text("2"))
+    assert [p.name for p in target.iterdir()] == ["b"]
+
+    def fail(folder):
+        (folder / "c").write_text("3")
+        raise RuntimeError("full disk")
+
+    with pytest.raises(RuntimeError, match="full disk"):
+        replace_folder(target, fail)
+    assert [p.name for p in target.parent.iterdir()] == ["folder"]
+    assert [p.name for p in target.iterdir()] == ["b"]

@@ -1,0 +1,84 @@
+"""Embedding the catalogue: what is missing, and what cannot be read."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index.encoder import TrackVectors
+from index.tracks import Track
+from training.embed import EmbeddingError, Embeddings, embed_catalogue
+from training.progress import Silent
+
+AUDIO = Path(__file__).parents[2] / "demo" / "data" / "audio"
+
+
+class Towers:
+    """Stands in for the towers, which have tests of their own: says which parts it was given."""
+
+    dims = 4
+    clauses = ("title",)
+
+    def track(self, mel: object, text: str, lyrics: str | None) -> TrackVectors:
+        one = np.eye(4, dtype=np.float32)
+        return TrackVectors(
+            audio=one[0] if mel is not None else None,
+            text=one[1] if text else None,
+            lyrics=one[2] if lyrics else None,
+            continuation=one[3],
+        )
+
+
+class Songs:
+    """A data set of tracks with the given audio files."""
+
+    def __init__(self, songs: list[tuple[Track, Path | None]]) -> None:
+        self.tracks = [track for track, _ in songs]
+        self._paths = [path for _, path in songs]
+
+    def audio_path(self, row: int) -> Path | None:
+        return self._paths[row]
+
+
+def embed(songs: list[tuple[Track, Path | None]]) -> Embeddings:
+    return embed_catalogue(Songs(songs), Towers(), Silent())  # type: ignore[arg-type]
+
+
+def test_missing_parts_are_nan() -> None:
+    song = sorted(AUDIO.glob("*.ogg"))[0]
+    found = embed(
+        [
+            (Track("whole", title="A", lyrics="la"), song),
+            (Track("text alone", title="B"), None),
+            (Track("sound alone"), song),
+            (Track("nothing"), None),
+        ]
+    )
+    there = {
+        name: (~np.isnan(found.part(name)).any(1)).tolist() for name in ("audio", "text", "lyrics", "continuation")
+    }
+    assert there == {
+        "audio": [True, False, True, False],
+        "text": [True, True, False, False],
+        "lyrics": [True, False, False, False],
+        "continuation": [True, True, True, False],
+    }
+
+
+def test_more_than_a_hundredth_unreadable_is_an_error_that_names_one(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.ogg"
+    broken.write_bytes(b"no sound at all")
+    songs: list[tuple[Track, Path | None]] = [(Track(f"t{n}", title="A"), None) for n in range(200)]
+    found = embed([(Track("bad", title="B"), broken), *songs])
+    assert np.isnan(found.audio).all()
+    assert not np.isnan(found.text[0]).any()
+    with pytest.raises(EmbeddingError, match=r"1 of 51 .*broken\.ogg"):
+        embed([(Track("bad", title="B"), broken), *songs[:50]])
+
+
+def test_vectors_are_kept_as_they_are(tmp_path: Path) -> None:
+    found = embed([(Track("a", title="A"), None), (Track("b"), None)])
+    found.save(tmp_path / "vectors")
+    again = Embeddings.load(tmp_path / "vectors")
+    for name in ("audio", "text", "lyrics", "continuation"):
+        np.testing.assert_array_equal(found.part(name), again.part(name))

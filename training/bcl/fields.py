@@ -1,0 +1,64 @@
+"""Which fields BCL reads, where the configuration does not say: whatever the data set can fill."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.fields import FieldSpec, Kind
+from index.tracks import Track
+from training.bcl.config import BclConfig, BclError
+
+
+def choose_fields(tracks: Sequence[Track], vectors: Mapping[str, NDArray[np.float32]], config: BclConfig) -> BclConfig:
+    """Return `config` with the fields that `tracks` can fill, unless it names them itself.
+
+    Artist, language, explicit, genres, release date, duration, and each extra attribute; then whatever of
+    audio, text and lyrics has a vector. A field with one value or none is left out: it would say nothing.
+    Titles, albums and ids name the track itself and are no fields. Raises BclError when nothing is left.
+    """
+    if config.fields:
+        return config
+    dense = [FieldSpec(name, "dense", name, config.field_dims) for name in _present(vectors)]
+    specs = (*_columns(tracks), *_attributes(tracks), *dense)
+    if not specs:
+        raise BclError(
+            "no track has an artist, language, genre, date, duration or vector: BCL has nothing to read",
+            code="bcl_no_fields",
+        )
+    return replace(config, fields=specs)
+
+
+def _columns(tracks: Sequence[Track]) -> Iterator[FieldSpec]:
+    for column in ("artist", "language", "explicit"):
+        if _varies(getattr(track, column) for track in tracks):
+            yield FieldSpec(column, "categorical", column)
+    if any(track.genres for track in tracks):
+        yield FieldSpec("genres", "multi", "genres")
+    for column in ("release_date", "duration_s"):
+        if _varies(getattr(track, column) for track in tracks):
+            yield FieldSpec(column, "numeric", column)
+
+
+def _attributes(tracks: Sequence[Track]) -> Iterator[FieldSpec]:
+    for name in sorted({name for track in tracks for name in track.attributes}):
+        values = [track.attributes[name] for track in tracks if name in track.attributes]
+        if _varies(str(value) for value in values):
+            yield FieldSpec(name, _kind(values), name)
+
+
+def _kind(values: Sequence[object]) -> Kind:
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return "numeric"
+    return "multi" if any(isinstance(value, list | tuple) for value in values) else "categorical"
+
+
+def _varies(values: Iterable[object]) -> bool:
+    return len({value for value in values if value is not None}) > 1
+
+
+def _present(vectors: Mapping[str, NDArray[np.float32]]) -> Iterator[str]:
+    for name in ("audio", "text", "lyrics"):
+        if name in vectors and np.isfinite(vectors[name]).all(1).any():
+            yield name

@@ -1,0 +1,191 @@
+"""BCL as a task of the training loop: its batches, its loss L = L_s + lambda L_c, its validation."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from training.bcl.augment import augment
+from training.bcl.correlation import CorrelationTracker
+from training.bcl.grouping import sample_groups
+from training.bcl.losses import bpr, nt_xent
+from training.bcl.model import Bcl, Inputs, forget
+from training.bcl.supervision import ItemPairs, Neighbours
+from training.evaluation.metrics import ranking
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Track rows of one step: anchor [B], positive [B], negative [B, M]; items [C] of the contrastive loss.
+
+    `seed` starts the step's random numbers, so that a step's outcome depends on nothing but the weights.
+    """
+
+    anchor: NDArray[np.int64]
+    positive: NDArray[np.int64]
+    negative: NDArray[np.int64]
+    items: NDArray[np.int64]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Cold queries [Q], warm candidates [C] (track rows), and each query's truth, bool [Q, C]."""
+
+    queries: NDArray[np.int64]
+    candidates: NDArray[np.int64]
+    truth: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, queries: NDArray[np.int64], candidates: NDArray[np.int64], found: Neighbours) -> "Validation":
+        """Keep the queries that have a neighbour in `found` (one entry a query); `candidates` are sorted."""
+        truth = np.zeros((len(queries), len(candidates)), bool)
+        for row in range(len(queries)):
+            truth[row, np.searchsorted(candidates, found.of(row))] = True
+        some = truth.any(1)
+        return cls(queries[some], candidates, truth[some])
+
+
+class BclTask:
+    """What the loop trains.
+
+    `inputs` are the transformed fields of the whole catalogue; `pairs` may be None (no co-listening:
+    contrastive loss only) and `validation` too (the last epoch is then the best).
+    """
+
+    name = "bcl"
+
+    def __init__(
+        self,
+        model: Bcl,
+        inputs: Inputs,
+        pairs: ItemPairs | None,
+        validation: Validation | None,
+        device: torch.device,
+    ) -> None:
+        self.model, self.config, self.device = model.to(device), model.config, device
+        self.inputs = {name: array.to(device) for name, array in inputs.items()}
+        self.pairs, self.validation = pairs, validation
+        self.tracks = len(next(iter(inputs.values())))
+        self.generator = torch.Generator()
+        self.validated = 0
+        sample = np.random.default_rng([self.config.loop.seed, 0]).permutation(self.tracks)
+        self.tracker = CorrelationTracker(
+            self._embeddings(sample[: self.config.correlation_sample]),
+            alpha=self.config.correlation_alpha,
+            every=self.config.correlation_every,
+        )
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """Return the model's parameters."""
+        return self.model.parameters()
+
+    def steps(self, epoch: int) -> int:  # noqa: ARG002
+        """Return the steps of any epoch."""
+        if self.config.steps:
+            return self.config.steps
+        if self.pairs:
+            return -(-len(self.pairs.neighbours.rows) // self.config.batch)
+        return -(-self.tracks // self.config.items)
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """Yield the rows of each step; the same for the same seed and epoch, whatever came before."""
+        rng = np.random.default_rng([self.config.loop.seed, 1, epoch])
+        none = np.empty(0, np.int64)
+        for _ in range(self.steps(epoch)):
+            drawn = self.pairs.draw(self.config.batch, self.config.negatives, rng) if self.pairs else (none,) * 3
+            items = rng.choice(self.tracks, min(self.config.items, self.tracks), replace=False)
+            yield Batch(*drawn, items, int(rng.integers(2**62)))
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Return L = L_s + lambda L_c and its parts."""
+        self.model.train()
+        torch.manual_seed(batch.seed)  # dropout draws from the global generator
+        self.generator.manual_seed(batch.seed)
+        total, figures = torch.zeros((), device=self.device), {}
+        if self.pairs:
+            total = self._supervised(batch)
+            figures["bpr"] = total.item()
+        # Without pairs the contrastive loss is all there is, whatever its weight.
+        weight = self.config.contrastive_weight if self.pairs else 1.0
+        if weight:
+            contrastive = self._contrastive(batch)
+            figures["nt_xent"] = contrastive.item()
+            total = total + weight * contrastive
+        return total, figures
+
+    def after_step(self) -> None:
+        """Nothing follows a step: the temperature is clamped where it is read."""
+
+    def validate(self) -> float:
+        """Return Recall@K of cold validation tracks against warm ones; without truth, the epoch's number."""
+        self.validated += 1
+        if self.validation is None:
+            return float(self.validated)
+        vectors = self.vectors()
+        scores = vectors[self.validation.queries] @ vectors[self.validation.candidates].T
+        cut = self.config.validation_cut
+        return float(ranking(scores, self.validation.truth, (cut,), np.random.default_rng(0))[f"R@{cut}"].mean())
+
+    def vectors(self) -> NDArray[np.float32]:
+        """Return the vectors of the whole catalogue as the model stands, f32 [N, dims]."""
+        self.model.eval()
+        with torch.no_grad():
+            parts = [
+                self.model(self._inputs(rows))
+                for rows in np.array_split(np.arange(self.tracks), 1 + self.tracks // 8192)
+            ]
+        return torch.cat(parts).float().cpu().numpy()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return weights, correlation matrix and counters."""
+        tracker = {"matrix": self.tracker.matrix, "steps": self.tracker.steps}
+        return {"model": self.model.state_dict(), "tracker": tracker, "validated": self.validated}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.model.load_state_dict(state["model"])
+        self.tracker.matrix, self.tracker.steps = state["tracker"]["matrix"], state["tracker"]["steps"]
+        self.validated = state["validated"]
+
+    def _inputs(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
+        index = torch.from_numpy(rows).to(self.device)
+        return {name: array[index] for name, array in self.inputs.items()}
+
+    def _embeddings(self, rows: NDArray[np.int64]) -> Tensor:
+        with torch.no_grad():
+            return self.model.embedding(self._inputs(rows)).cpu()
+
+    def _supervised(self, batch: Batch) -> Tensor:
+        # Each track is encoded once a step, however often it is drawn: small catalogues draw it often.
+        flat = np.concatenate([batch.anchor, batch.positive, batch.negative.ravel()])
+        rows, place = np.unique(flat, return_inverse=True)
+        vectors = self.model(forget(self._inputs(rows), self.model.fields, self.config.unknown_rate, self.generator))
+        drawn = vectors[torch.from_numpy(place).to(self.device)]
+        size = len(batch.anchor)
+        negative = drawn[2 * size :].view(*batch.negative.shape, -1)
+        return bpr(drawn[:size], drawn[size : 2 * size], negative, self.model.temperature)
+
+    def _contrastive(self, batch: Batch) -> Tensor:
+        embeddings = self.model.embedding(self._inputs(batch.items))
+        if self.tracker.due():
+            self.tracker.update(embeddings[: self.config.correlation_batch].detach().cpu())
+        first, second = self._views(self.model.normalised(embeddings))
+        views = self.model.project(self.model.encode(torch.cat([first, second])))
+        return nt_xent(*views.chunk(2), self.config.contrastive_temperature)
+
+    def _views(self, fields: Tensor) -> tuple[Tensor, Tensor]:
+        """Split the fields [B, F, d] of each item into two disturbed views, flat [B, F d]."""
+        items, count, _ = fields.shape
+        correlation = torch.ones(count, count) if self.config.random_groups else self.tracker.matrix
+        seeds = torch.randint(count, (items,), generator=self.generator)
+        groups = sample_groups(correlation, seeds, self.config.grouping_temperature, self.generator)
+        kept = groups.to(self.device).unsqueeze(2)
+        first = torch.where(kept, fields, self.model.mask).flatten(1)
+        second = torch.where(kept, self.model.mask, fields).flatten(1)
+        names = self.config.augmentations
+        return augment(first, names, self.generator), augment(second, names, self.generator)

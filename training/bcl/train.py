@@ -1,0 +1,190 @@
+"""From a data set and LARP's vectors to a trained BCL: supervision, fields, loop, checkpoint."""
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+
+from index.fields import FieldSet
+from index.tracks import Track
+from training.bcl.checkpoint import save_bcl
+from training.bcl.config import BclConfig, BclError
+from training.bcl.fields import choose_fields
+from training.bcl.model import Bcl
+from training.bcl.supervision import ItemPairs, item_cf, item_pairs, listen_matrix
+from training.bcl.task import BclTask, Validation
+from training.data.splits import TRAIN, VALID
+from training.loop import FitResult, LoopConfig, fit, pick_device
+from training.progress import Progress
+
+
+class Listens(Protocol):
+    """What is read of a data set's listens: listener numbers and track rows, one entry a pair."""
+
+    listener_ids: Sequence[str]
+    listener: NDArray[np.int64]
+    row: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class BclResult:
+    """What a run gave.
+
+    `score` is the best validation Recall@K (`selected_on` says which K, or why there is none); `pairs` and
+    `anchors` count the supervision; `vectors` f32 [N, dims] are those of all tracks; `correlation` [F, F] is
+    the last C.
+    """
+
+    model: Bcl
+    fit: FitResult
+    score: float | None
+    selected_on: str
+    anchors: int
+    pairs: int
+    seconds: float
+    vectors: NDArray[np.float32]
+    correlation: NDArray[np.float32]
+
+
+def train_bcl(
+    tracks: Sequence[Track],
+    vectors: Mapping[str, NDArray[np.float32]],
+    listens: Listens | None,
+    track_split: NDArray[np.int8],
+    directory: Path,
+    config: BclConfig,
+    progress: Progress,
+) -> BclResult:
+    """Train BCL and save it in `directory`.
+
+    `vectors` holds LARP's "audio", "text" and "lyrics" vectors, f32 [N, width] with NaN rows where a track
+    has none. Only listens of train tracks supervise; those of valid tracks choose the epoch; those of test
+    tracks are not read. Without co-listening pairs only the contrastive loss trains, and progress says so.
+    (Playlists make listeners as well: pass each as one.) The same seed gives the same weights on the same
+    machine. Raises BclError for fewer than 4 tracks, no train track, or nothing to learn from.
+    """
+    began = time.monotonic()
+    split = np.asarray(track_split)
+    train = np.flatnonzero(split == TRAIN)
+    if len(tracks) < 4 or not len(train):
+        raise BclError(f"BCL needs 4 tracks and a train split, got {len(tracks)} tracks, {len(train)} in train")
+    config = choose_fields([tracks[row] for row in train], {n: rows[train] for n, rows in vectors.items()}, config)
+    fields = FieldSet.fit(
+        config.fields,
+        [tracks[row] for row in train],
+        {n: rows[train] for n, rows in vectors.items()},
+        config.min_count,
+    )
+    inputs = {name: torch.from_numpy(array) for name, array in fields.transform(tracks, vectors).items()}
+    pairs, validation = _supervision(listens, split, config)
+    if len(fields.groups) < 2:
+        if pairs is None:
+            raise BclError(f"one field ({fields.groups[0]}) and no co-listening: BCL has nothing to learn from")
+        config = replace(config, contrastive_weight=0.0)  # two views need two fields
+    _tell(progress, pairs, validation)
+    with _reproducible(config.loop):
+        task = BclTask(Bcl(fields, config), inputs, pairs, validation, pick_device(config.loop.device))
+        fitted = fit(task, config.loop, progress)
+        found = task.vectors()
+    model = task.model.cpu().eval()
+    result = BclResult(
+        model,
+        fitted,
+        fitted.best_score if validation else None,
+        f"Recall@{config.validation_cut} of {len(validation.queries)} validation tracks"
+        if validation
+        else "last epoch",
+        len(pairs.anchors) if pairs else 0,
+        len(pairs.neighbours.rows) if pairs else 0,
+        time.monotonic() - began,
+        found,
+        task.tracker.matrix.numpy(),
+    )
+    save_bcl(model, directory, model_card(result))
+    return result
+
+
+@contextmanager
+def _reproducible(loop: LoopConfig) -> Iterator[None]:
+    """Fix torch's seed and threads while the block runs, then put both back as they were."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(loop.seed)
+        torch.set_num_threads(loop.threads or len(os.sched_getaffinity(0)))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _supervision(
+    listens: Listens | None, split: NDArray[np.int8], config: BclConfig
+) -> tuple[ItemPairs | None, Validation | None]:
+    if listens is None:
+        return None, None
+    train, valid = np.flatnonzero(split == TRAIN), np.flatnonzero(split == VALID)
+    known = _matrix(listens, split, (TRAIN,))
+    pairs = item_pairs(known, train, top=config.neighbours, min_common=config.min_common, power=config.anchor_power)
+    if not len(pairs.anchors):
+        return None, None
+    found = item_cf(
+        _matrix(listens, split, (TRAIN, VALID)),
+        valid,
+        train,
+        top=config.neighbours,
+        min_common=config.min_common,
+    )
+    validation = Validation.of(valid, train, found)
+    return pairs, validation if len(validation.queries) else None
+
+
+def _matrix(listens: Listens, split: NDArray[np.int8], parts: tuple[int, ...]) -> sparse.csr_array:
+    shape = (len(listens.listener_ids), len(split))
+    return listen_matrix(listens.listener, listens.row, shape, np.isin(split, parts))
+
+
+def _tell(progress: Progress, pairs: ItemPairs | None, validation: Validation | None) -> None:
+    if pairs is None:
+        progress.say("bcl: no two train tracks share enough listeners: only the contrastive loss trains")
+    else:
+        progress.say(f"bcl: {len(pairs.neighbours.rows)} pairs of {len(pairs.anchors)} anchor tracks")
+    if validation is None:
+        progress.say("bcl: no validation track shares listeners with a train track: the last epoch is kept")
+
+
+def model_card(result: BclResult) -> str:
+    """Return the README.md of a checkpoint: what it is, what it read, what was measured."""
+    model, config = result.model, result.model.config
+    size = sum(p.numel() for p in model.parameters())
+    names = ", ".join(f"{spec.name} ({spec.kind})" for spec in config.fields)
+    score = "not measured" if result.score is None else f"{result.score:.4f}"
+    return f"""# BCL matching encoder
+
+Maps a track's content to a unit vector of {config.dims} in which tracks with similar audiences are near
+(Bootstrapping Contrastive Learning, arXiv 2308.02844, written anew from its summary).
+
+| | |
+|---|---|
+| fields | {names} |
+| embedded fields F | {len(model.fields.groups)} |
+| parameters | {size:,} |
+| supervision | {result.pairs:,} ItemCF pairs of {result.anchors:,} anchor tracks |
+| epochs | {len(result.fit.history)} of at most {config.loop.epochs}, best: {result.fit.best_epoch + 1} |
+| selected on | {result.selected_on}: {score} |
+| seed | {config.loop.seed} |
+
+Files: model.safetensors (weights), config.json (every setting), fields.json (vocabularies and scales).
+`training.bcl.checkpoint.load_bcl` loads them; `training.bcl.export.export_matcher` writes what the service
+runs.
+
+The vectors say which audience a track's content resembles, as far as the listens it was trained on can tell:
+they carry those listeners' biases, and know nothing of popularity.
+"""

@@ -1,0 +1,102 @@
+"""Embeds the catalogue with the exported towers, on the path an upload takes: stored and fresh vectors agree."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from index.audio import AudioError, decode
+from index.caption import caption
+from index.encoder import Encoder, TrackVectors
+from index.errors import DebutError
+from index.features import log_mel
+from index.tracks import Track
+from training.data.dataset import DataSet
+from training.progress import Progress
+
+PARTS = ("audio", "text", "lyrics", "continuation")
+
+
+class EmbeddingError(DebutError):
+    """More audio than tolerable could not be read."""
+
+    code = "embedding_failed"
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Vectors of every track by part, f32 [N, 256] of unit length; NaN rows where a track has no such part."""
+
+    audio: npt.NDArray[np.float32]
+    text: npt.NDArray[np.float32]
+    lyrics: npt.NDArray[np.float32]
+    continuation: npt.NDArray[np.float32]
+
+    def part(self, name: str) -> npt.NDArray[np.float32]:
+        """The array of one of PARTS."""
+        return np.asarray(getattr(self, name))
+
+    def as_dict(self, names: Sequence[str] = PARTS) -> dict[str, npt.NDArray[np.float32]]:
+        """The named parts, by name."""
+        return {name: self.part(name) for name in names}
+
+    def save(self, directory: Path) -> None:
+        """Write one .npy a part."""
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in PARTS:
+            np.save(directory / f"{name}.npy", self.part(name), allow_pickle=False)
+
+    @classmethod
+    def load(cls, directory: Path) -> "Embeddings":
+        """Read what `save` wrote."""
+        return cls(**{name: np.load(directory / f"{name}.npy", allow_pickle=False) for name in PARTS})
+
+
+def embed_catalogue(dataset: DataSet, encoder: Encoder, progress: Progress, *, threads: int = 2) -> Embeddings:
+    """Embed every track of `dataset`.
+
+    A track whose audio is missing or unreadable keeps its text vector; the unreadable ones are named. Raises
+    EmbeddingError when more than 1 % of the audio files are unreadable.
+    """
+    count = len(dataset.tracks)
+    parts = {name: np.full((count, encoder.dims), np.nan, dtype=np.float32) for name in PARTS}
+    unreadable: list[str] = []
+
+    def one(row: int) -> TrackVectors | None:
+        track, path = dataset.tracks[row], dataset.audio_path(row)
+        try:
+            return _embed(encoder, track, path)
+        except AudioError as error:
+            unreadable.append(f"{path}: {error.detail}")
+            return _embed(encoder, track, None)
+
+    with progress.stage("embed the catalogue", count) as bar, ThreadPoolExecutor(threads) as pool:
+        for row, vectors in enumerate(pool.map(one, range(count))):
+            for name in PARTS:
+                vector = getattr(vectors, name) if vectors else None
+                if vector is not None:
+                    parts[name][row] = vector
+            bar.advance(1)
+    _report(sorted(unreadable), count, progress)
+    return Embeddings(**parts)
+
+
+def _embed(encoder: Encoder, track: Track, path: Path | None) -> TrackVectors | None:
+    text = caption(track, encoder.clauses)
+    mel = log_mel(decode(path).clips) if path else None
+    if mel is None and not text:
+        return None
+    return encoder.track(mel, text, track.lyrics)
+
+
+def _report(unreadable: list[str], count: int, progress: Progress) -> None:
+    for line in unreadable[:20]:
+        progress.say(f"unreadable audio: {line}")
+    if len(unreadable) > 0.01 * count:
+        raise EmbeddingError(
+            f"{len(unreadable)} of {count} audio files cannot be read (more than 1 %). The first: {unreadable[0]}. "
+            "Repair or remove these files, then run this again."
+        )

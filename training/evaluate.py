@@ -1,0 +1,153 @@
+"""The figures of one training: each task's table, Debut beside its baselines, on cold test tracks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from training.data.dataset import TEST, TRAIN, DataSet
+from training.embed import Embeddings
+from training.evaluation import baselines
+from training.evaluation.audience import AudienceProtocol
+from training.evaluation.audience import evaluate_audience as _audience
+from training.evaluation.cat import cat_scorer
+from training.evaluation.continuation import ContinuationProtocol, ContinuationQuery, draw_queries, mean_of_seeds
+from training.evaluation.continuation import evaluate_continuation as _continuation
+from training.evaluation.matching import MatchingProtocol, inner_product, matching_task
+from training.evaluation.matching import evaluate_matching as _matching
+from training.evaluation.results import Evaluation, EvaluationError
+
+
+@dataclass(frozen=True)
+class Protocols:
+    """How each task is set; see the classes for the papers' settings."""
+
+    continuation: ContinuationProtocol = field(default_factory=ContinuationProtocol)
+    matching: MatchingProtocol = field(default_factory=MatchingProtocol)
+    audience: AudienceProtocol = field(default_factory=AudienceProtocol)
+
+
+def evaluate(
+    dataset: DataSet,
+    embeddings: Embeddings,
+    matched: npt.NDArray[np.float32],
+    protocols: Protocols,
+    clauses: Sequence[str],
+) -> tuple[list[Evaluation], list[str]]:
+    """Run every task the data set has a truth for; return the tables and a sentence for each task left out.
+
+    `matched` f32 [N, 128] are the BCL vectors; `clauses` those of the caption: the TF-IDF baseline reads what
+    the text tower reads.
+    """
+    tables: list[Evaluation] = []
+    left_out: list[str] = []
+    for task in (
+        lambda: evaluate_continuation(dataset, embeddings, protocols.continuation, clauses),
+        lambda: evaluate_matching(dataset, embeddings, matched, protocols.matching),
+        lambda: evaluate_audience(dataset, embeddings, matched, protocols.audience),
+    ):
+        try:
+            tables.append(task())
+        except EvaluationError as error:
+            left_out.append(error.detail)
+    return tables, left_out
+
+
+def evaluate_continuation(
+    dataset: DataSet,
+    embeddings: Embeddings,
+    protocol: ContinuationProtocol,
+    clauses: Sequence[str],
+) -> Evaluation:
+    """Continue test playlists with test tracks (LARP's protocol). Raises EvaluationError without test playlists."""
+    candidates = dataset.track_split == TEST
+    queries = test_queries(dataset, protocol)
+    methods = {
+        "Debut (LARP, audio + text)": mean_of_seeds(embeddings.continuation),
+        "Debut, audio tower alone": mean_of_seeds(embeddings.audio),
+        "Debut, text tower alone": mean_of_seeds(embeddings.text),
+        "TF-IDF of the caption": mean_of_seeds(baselines.tfidf_captions(dataset.tracks, clauses)),
+        "same artist": mean_of_seeds(baselines.same_artist(dataset.tracks)),
+        "random": baselines.random_continuation(),
+    }
+    return _continuation(methods, queries, np.flatnonzero(candidates), protocol)
+
+
+def test_queries(dataset: DataSet, protocol: ContinuationProtocol) -> list[ContinuationQuery]:
+    """Return the seeds and truths that the protocol draws from the test playlists."""
+    chosen = dataset.playlist_split == TEST
+    ids = [track.track_id for track in dataset.tracks]
+    return draw_queries(dataset.playlists, chosen, ids, dataset.track_split == TEST, protocol)
+
+
+def evaluate_matching(
+    dataset: DataSet,
+    embeddings: Embeddings,
+    matched: npt.NDArray[np.float32],
+    protocol: MatchingProtocol,
+) -> Evaluation:
+    """Find the warm tracks that share a cold track's audience. Raises EvaluationError without listens."""
+    heard, warm = _listens(dataset)
+    task = matching_task(heard, *_cold_and_warm(dataset), protocol)
+    methods = {
+        "Debut (BCL)": inner_product(matched),
+        "LARP vectors, raw": inner_product(embeddings.continuation),
+        "TF-IDF of attributes": inner_product(_attributes(dataset)),
+        "popularity": baselines.popularity(warm),
+        "random": baselines.random_matching(),
+    }
+    return _matching(methods, task)
+
+
+def evaluate_audience(
+    dataset: DataSet,
+    embeddings: Embeddings,
+    matched: npt.NDArray[np.float32],
+    protocol: AudienceProtocol,
+) -> Evaluation:
+    """Rank all listeners for cold tracks whose listens are hidden. Raises EvaluationError without listens."""
+    heard, warm = _listens(dataset)
+    cold, candidates = _cold_and_warm(dataset)
+    methods = {
+        "Debut (BCL), cosine to the listener": baselines.profile_cosine(matched, warm),
+        "union of the nearest by BCL": baselines.union_of_nearest(inner_product(matched), warm, candidates),
+        "union of the nearest by TF-IDF": baselines.union_of_nearest(
+            inner_product(_attributes(dataset)), warm, candidates
+        ),
+        "LARP vectors, cosine to the listener": baselines.profile_cosine(embeddings.continuation, warm),
+        "activity": baselines.activity(warm),
+        "random": baselines.random_audience(warm.shape[0]),
+    }
+    with cat_scorer(dataset.tracks, matched, _plays(dataset)) as cat:
+        return _audience({"Debut (CAT over BCL)": cat, **methods}, heard, cold, protocol)
+
+
+def _attributes(dataset: DataSet) -> sparse.csr_array:
+    return baselines.tfidf_attributes(dataset.tracks, sorted({n for t in dataset.tracks for n in t.attributes}))
+
+
+def _cold_and_warm(dataset: DataSet) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    return np.flatnonzero(dataset.track_split == TEST), np.flatnonzero(dataset.track_split == TRAIN)
+
+
+def _listens(dataset: DataSet) -> tuple[sparse.csr_array, sparse.csr_array]:
+    """Who heard what, 0/1 [listeners, tracks]: everything, and the training tracks' part alone."""
+    listens = dataset.listens
+    if listens is None:
+        raise EvaluationError("the data set has no listens.parquet: audiences are not measured", code="no_listens")
+    shape = (len(listens.listener_ids), len(dataset.tracks))
+    ones = np.ones(len(listens.row), dtype=np.float64)
+    known = dataset.track_split[listens.row] == TRAIN
+    heard = sparse.csr_array((ones, (listens.listener, listens.row)), shape=shape)
+    return heard, sparse.csr_array((ones[known], (listens.listener[known], listens.row[known])), shape=shape)
+
+
+def _plays(dataset: DataSet) -> sparse.csr_array:
+    """Plays of training tracks [listeners, tracks]."""
+    listens = dataset.listens
+    assert listens is not None
+    known = dataset.track_split[listens.row] == TRAIN
+    entries = (listens.plays[known], (listens.listener[known], listens.row[known]))
+    return sparse.csr_array(entries, shape=(len(listens.listener_ids), len(dataset.tracks)))

@@ -1,0 +1,1 @@
+"""Is it any good? Protocols, metrics, intervals and baselines that every model is held against."""

@@ -1,0 +1,102 @@
+"""What an evaluation found: dataclasses that become JSON for the manifest and a plain table for the eye."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.errors import DebutError
+from training.evaluation.estimates import Estimate, bootstrap, paired_difference
+
+
+class EvaluationError(DebutError):
+    """There is nothing to measure, or a scorer's answer does not fit the protocol."""
+
+    code = "evaluation_failed"
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """One method's figures, and its value for every query (for paired comparisons)."""
+
+    method: str
+    figures: Mapping[str, Estimate]
+    per_query: Mapping[str, NDArray[np.float64]] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One protocol applied to several methods. `groups`: what the bootstrap drew, when not single queries."""
+
+    task: str
+    protocol: Mapping[str, Any]
+    queries: int
+    chance: Mapping[str, float]
+    ceiling: Mapping[str, float]
+    methods: Sequence[MethodResult]
+    groups: Sequence[str] | None = field(default=None, repr=False)
+
+    def method(self, name: str) -> MethodResult:
+        """Return one method's result; raises KeyError naming those there are."""
+        found = {m.method: m for m in self.methods}
+        if name not in found:
+            raise KeyError(f"no method {name!r} in {sorted(found)}")
+        return found[name]
+
+    def difference(self, first: str, second: str, figure: str) -> Estimate:
+        """Return `first` - `second` of a figure by the paired bootstrap over the same queries."""
+        one, other = self.method(first).per_query[figure], self.method(second).per_query[figure]
+        return paired_difference(one, other, groups=self.groups)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the release's manifest keeps: everything but the values of single queries."""
+        return {
+            "task": self.task,
+            "protocol": dict(self.protocol),
+            "queries": self.queries,
+            "chance": {name: round(value, 6) for name, value in self.chance.items()},
+            "ceiling": {name: round(value, 6) for name, value in self.ceiling.items()},
+            "methods": {
+                m.method: {name: estimate.to_json() for name, estimate in m.figures.items()} for m in self.methods
+            },
+        }
+
+    def heading(self) -> str:
+        """Return a line for above the table: the task, the number of queries, the protocol's plain numbers."""
+        facts = [f"{name} {value}" for name, value in self.protocol.items() if isinstance(value, int | float)]
+        return f"{self.task}: {', '.join([f'{self.queries} queries', *facts])}"
+
+    def table(self, figures: Sequence[str] = ()) -> str:
+        """Return a text table: a method a line, the first figure with interval, chance and ceiling below."""
+        names = list(figures) or list(self.methods[0].figures)
+        head = ["method", f"{names[0]} [95 %]", *names[1:]]
+        lines = [[m.method, *_cells(m.figures, names)] for m in self.methods]
+        for label, row in (("(chance)", self.chance), ("(ceiling)", self.ceiling)):
+            if row:
+                lines.append([label, *(f"{row[n]:.4f}" if n in row else "" for n in names)])
+        return _aligned([head, *lines])
+
+
+def summarise(
+    method: str, per_query: Mapping[str, NDArray[np.float64]], groups: Sequence[str] | None = None
+) -> MethodResult:
+    """Return one method's figures from its values for every query, intervals by `estimates.bootstrap`."""
+    figures = {name: bootstrap(values, groups=groups) for name, values in per_query.items()}
+    return MethodResult(method, figures, dict(per_query))
+
+
+def _cells(figures: Mapping[str, Estimate], names: Sequence[str]) -> list[str]:
+    first = figures[names[0]]
+    return [
+        f"{first.value:.4f} [{first.low:.4f}, {first.high:.4f}]",
+        *(f"{figures[n].value:.4f}" for n in names[1:]),
+    ]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""LARP: towers for audio and captions, trained so that tracks of one playlist come near each other."""

@@ -1,0 +1,49 @@
+"""The model card of a LARP checkpoint."""
+
+from typing import TYPE_CHECKING
+
+from training.data.dataset import TRAIN, DataSet
+from training.larp.config import LarpConfig
+
+if TYPE_CHECKING:
+    from training.larp.train import LarpResult
+
+
+def model_card(dataset: DataSet, config: LarpConfig, result: "LarpResult") -> str:
+    """Markdown: what the model is for, what it has seen, how it scored, what to be careful about."""
+    rows = [
+        f"| {name} | {len(fit.history)} | {fit.best_epoch + 1} | {fit.best_score:.4f} |"
+        for name, fit in result.stages.items()
+    ]
+    untrained = "" if result.untrained_score is None else f" Untrained it scored {result.untrained_score:.4f}."
+    return "\n".join(
+        [
+            "# LARP towers",
+            "",
+            "Audio and caption of a track become vectors of one space, tracks of one playlist near",
+            "(Salganik et al., LARP, KDD 2024, arXiv 2406.14333). Made for continuing playlists with tracks",
+            "that nobody has played yet. A candidate scores the mean of the seeds' vectors times its own, each",
+            "the normalised sum of audio and text.",
+            "",
+            f"- audio tower: HTS-AT, {_origin(config.audio.checkpoint)}; 10 s of log-mel, 48 kHz, 64 bins",
+            f"- text tower: BERT, {_origin(config.text.checkpoint)}; captions of {', '.join(config.clauses)}",
+            f"- space: {config.dims} dimensions",
+            f"- trained on {int((dataset.track_split == TRAIN).sum())} tracks; "
+            f"{len(dataset.members(TRAIN).ids)} playlists; data set fingerprint {dataset.fingerprint}",
+            f"- seed {config.loop.seed}; all settings are in config.json",
+            "",
+            f"Score: {result.score_name} on the validation split, which selected the epoch.{untrained}",
+            "",
+            "| losses | epochs | best epoch | score |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            "The figures of the test split are in the manifest of the release. The model repeats the taste",
+            "of the playlists it has seen: it knows little of styles and languages that are rare in them.",
+            "",
+        ]
+    )
+
+
+def _origin(checkpoint: str | None) -> str:
+    return "trained from scratch" if checkpoint is None else f"from checkpoint {checkpoint.rstrip('/').rsplit('/')[-1]}"
