@@ -1,0 +1,96 @@
+"""The wiring: settings -> release, ledger, pipeline -> routes."""
+
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+
+from service import openapi, problems
+from service.ingest import Ingest
+from service.ledger import Ledger
+from service.ledger_sqlite import SqliteLedger
+from service.metrics import Metrics
+from service.requests import RequestScope
+from service.routes import audience, health, playlists, tracks
+from service.serving import Serving
+from service.settings import Settings
+
+VERSION = version("debut")
+
+# FastAPI would otherwise speak to whatever OpenTelemetry provider it finds, and set one up from the
+# environment.
+_NO_TELEMETRY: Any = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+}
+
+
+class Service:
+    """What the routes work with; `app.state.service`."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Open release and ledger and bring the one to where the other says it is.
+
+        Raises DebutError (ReleaseError, LedgerError, ...) when it cannot be served.
+        """
+        self.settings = settings
+        self.metrics = Metrics()
+        self.serving = Serving.open(settings)
+        self.ledger: Ledger = SqliteLedger(settings.ledger)
+        try:
+            self.ledger.check()
+            self.serving.replay(self.ledger)
+        except BaseException:
+            self.ledger.close()
+            raise
+        self.ingest = Ingest(self.serving, self.ledger, settings, self.metrics)
+        self.searches = ThreadPoolExecutor(settings.search_threads, thread_name_prefix="search")
+        self._report()
+
+    def _report(self) -> None:
+        serving, metrics = self.serving, self.metrics
+        metrics.watch(lambda: len(serving.collection.continuation), lambda: len(self.ledger))
+        metrics.release.labels(serving.release.id, serving.encoder_id).set(1)
+        metrics.build.labels(VERSION).set(1)
+
+    def close(self) -> None:
+        """Finish what is in hand and let go of threads and ledger."""
+        self.searches.shutdown()
+        self.ingest.close()
+        self.ledger.close()
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the application: release open, ledger replayed. Raises DebutError when that cannot be done."""
+    service = Service(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            service.close()
+
+    app = FastAPI(
+        title="Debut",
+        version=VERSION,
+        description=openapi.DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages run scripts from other people's machines
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry=_NO_TELEMETRY,
+    )
+    app.state.service = service
+    for router in (tracks.router, playlists.router, audience.router, health.router):
+        app.include_router(router)
+    problems.install(app)
+    openapi.install(app)
+    app.add_middleware(RequestScope, metrics=service.metrics)
+    return app

@@ -1,0 +1,141 @@
+"""Upload -> decode -> features -> encoder -> ledger -> index: one pipeline for either form of upload."""
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import BinaryIO, Literal, TypeVar, cast
+from weakref import WeakValueDictionary
+
+from index.audio import AudioLimits, Recording, decode
+from index.features import log_mel, quantise
+from index.tracks import Track
+from service.ledger import Ledger, TrackAdded, TrackRemoved
+from service.ledger_records import PackedFeatures
+from service.metrics import Metrics, Stopwatch
+from service.problems import Problem
+from service.serving import Serving
+from service.settings import Settings
+from service.upload import Upload
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """A track that can be recommended. `recording` is None when nothing had to be done ("unchanged")."""
+
+    track: Track
+    cold: bool
+    outcome: Literal["created", "replaced", "unchanged"]
+    recording: Recording | None
+
+
+class Ingest:
+    """Takes tracks in and takes them down: the only writer of ledger and collection.
+
+    Work on one track id is done one after the other, so the same upload twice at once is one track. Decoding
+    and encoding run in `settings.ingest_threads` threads; at most `settings.queue_size` uploads are in hand.
+    """
+
+    def __init__(self, serving: Serving, ledger: Ledger, settings: Settings, metrics: Metrics) -> None:
+        self._serving, self._ledger, self._settings, self._metrics = serving, ledger, settings, metrics
+        self._limits = AudioLimits(min_s=settings.min_audio_s, max_s=settings.max_audio_s)
+        self._pool = ThreadPoolExecutor(settings.ingest_threads, thread_name_prefix="ingest")
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._in_hand = 0
+
+    @asynccontextmanager
+    async def place_in_queue(self) -> AsyncIterator[None]:
+        """Hold a place while an upload is received and worked on. Raises Problem `queue_full`."""
+        if self._in_hand >= self._settings.queue_size:
+            self._metrics.refused.inc()
+            raise Problem(
+                "queue_full",
+                f"{self._in_hand} uploads are in hand already; try again shortly.",
+                setting="queue_size",
+            )
+        self._in_hand += 1
+        self._metrics.uploads.set(self._in_hand)
+        try:
+            yield
+        finally:
+            self._in_hand -= 1
+            self._metrics.uploads.set(self._in_hand)
+
+    async def add(self, upload: Upload, watch: Stopwatch) -> Ingested:
+        """Take a track in; once this returns it can be recommended, now and after any crash.
+
+        Raises Problem `track_exists` for a known id with other content or metadata (unless it is to be
+        replaced), AudioError for what cannot be decoded, LedgerError when the ledger cannot be written.
+        """
+        return await self._one_by_one(upload.track.track_id, lambda: self._add(upload, watch))
+
+    async def remove(self, track_id: str) -> bool | None:
+        """Take a track down; return whether it came with the release, None when there is no such track."""
+        return await self._one_by_one(track_id, lambda: self._remove(track_id))
+
+    async def _one_by_one(self, track_id: str, work: Callable[[], Result]) -> Result:
+        lock = self._locks.get(track_id)
+        if lock is None:
+            lock = self._locks[track_id] = asyncio.Lock()
+        async with lock:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def _add(self, upload: Upload, watch: Stopwatch) -> Ingested:
+        catalogue = self._serving.collection.catalogue
+        old = catalogue.row_of(upload.track.track_id)
+        if old is not None and (known := self._unchanged(upload)) is not None:
+            return Ingested(known, catalogue.is_cold(old), "unchanged", None)
+        event, recording = self._analyse(upload, watch)
+        with watch.stage("ledger"):
+            self._ledger.append(event)
+        with watch.stage("index"):
+            row = self._serving.collection.add(event.track, event.embedding.vectors, event.embedding.matching)
+        cold = self._serving.collection.catalogue.is_cold(row)
+        return Ingested(event.track, cold, "created" if old is None else "replaced", recording)
+
+    def _unchanged(self, upload: Upload) -> Track | None:
+        """Return the known track if the upload says nothing new of it, None if it replaces it; else raise."""
+        track_id = upload.track.track_id
+        known = self._ledger.known(track_id)
+        same_content = known is not None and known.content_sha256 == upload.content_sha256
+        if known and same_content and dataclasses.replace(known.track, duration_s=None) == upload.track:
+            return known.track
+        if upload.replace:
+            return None
+        other = "other metadata" if same_content else "other content"
+        origin = other if known else "audio that came with the release and cannot be compared"
+        raise Problem("track_exists", f"{track_id!r} is here already, with {origin}; replace=true replaces it.")
+
+    def _analyse(self, upload: Upload, watch: Stopwatch) -> tuple[TrackAdded, Recording]:
+        with watch.stage("decode"):
+            recording = decode(cast(BinaryIO, upload.audio), self._limits)
+        with watch.stage("features"):
+            mel = log_mel(recording.clips)
+            features = PackedFeatures.pack(quantise(mel))
+        track = dataclasses.replace(upload.track, duration_s=recording.duration_s)
+        with watch.stage("encode"):
+            embedding = self._serving.embed(track, mel)
+        return TrackAdded(track, upload.content_sha256, features, embedding, _now()), recording
+
+    def _remove(self, track_id: str) -> bool | None:
+        catalogue = self._serving.collection.catalogue
+        row = catalogue.row_of(track_id)
+        if row is None:
+            return None
+        from_release = int(catalogue.origins[row]) >= 0
+        self._ledger.append(TrackRemoved(track_id, _now()))
+        self._serving.collection.remove(track_id)
+        return from_release
+
+    def close(self) -> None:
+        """Finish what is being worked on and stop the threads."""
+        self._pool.shutdown()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,63 @@
+"""GET /, /livez, /readyz and /metrics: for those who look after the service."""
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from index.errors import DebutError
+from service.metrics import CONTENT_TYPE
+from service.openapi import failures
+from service.problems import Problem
+from service.routes.answers import json_answer, service_of
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/", summary="What this is", responses=failures())
+async def root(request: Request) -> Response:
+    """Say what runs here and where everything is. The console will live here."""
+    service = service_of(request)
+    paths = sorted({path for path in request.app.openapi()["paths"] if path != "/"})
+    return json_answer(
+        {
+            "name": "Debut",
+            "version": request.app.version,
+            "release": service.serving.release.id,
+            "tracks": len(service.serving.collection),
+            "docs": {
+                "openapi": "/openapi.json",
+                "note": "No HTML docs: they would load scripts from elsewhere.",
+            },
+            "paths": paths,
+        }
+    )
+
+
+@router.get("/livez", summary="Is the process alive?", responses=failures())
+async def livez() -> Response:
+    """Answer as long as the event loop turns."""
+    return json_answer({"alive": True})
+
+
+@router.get("/readyz", summary="Can it do its work?", responses=failures("not_ready"))
+async def readyz(request: Request) -> Response:
+    """Try what requests need: the ledger by a real transaction, the models by the inference at the start."""
+    service = service_of(request)
+    checks: dict[str, Any] = {
+        "release": service.serving.release.id,
+        "encoder_warm_up_ms": round(service.serving.warm_up_s * 1e3, 1),
+        "tracks": len(service.serving.collection),
+    }
+    try:
+        await asyncio.to_thread(service.ledger.check)
+    except DebutError as error:
+        raise Problem("not_ready", f"The ledger cannot be written: {error.detail}") from error
+    return json_answer({"ready": True, "ledger": "writable", **checks})
+
+
+@router.get("/metrics", summary="Figures for Prometheus", responses=failures())
+async def metrics(request: Request) -> Response:
+    """All figures, in Prometheus' text format."""
+    return Response(service_of(request).metrics.exposition(), media_type=CONTENT_TYPE)

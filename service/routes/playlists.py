@@ -1,0 +1,37 @@
+"""POST /continue-playlist."""
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from service.bodies import read_json
+from service.limits import check_continue
+from service.openapi import failures, reference
+from service.recommend import continue_playlist
+from service.routes.answers import json_answer, searching, service_of
+from service.schemas import ContinueRequest, ContinueResponse
+
+router = APIRouter(tags=["playlists"])
+
+
+@router.post(
+    "/continue-playlist",
+    summary="Continue a playlist",
+    response_model=None,
+    responses={
+        200: {"model": ContinueResponse, "description": "Ranked tracks, best first."},
+        **failures("bad_json", "too_large", "unsupported_media_type", "invalid_request", "unknown_seeds"),
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": reference(ContinueRequest)}},
+        }
+    },
+)
+async def continue_a_playlist(request: Request) -> Response:
+    """Rank all tracks by their mean similarity to the seeds; seeds are never returned."""
+    service = service_of(request)
+    asked = await read_json(request, ContinueRequest, service.settings.max_json_bytes)
+    check_continue(asked, service.settings)
+    view, share = service.serving.collection.view(), service.serving.encoder.config.audio_share
+    return json_answer(await searching(service, lambda: continue_playlist(view, asked, share)))

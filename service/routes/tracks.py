@@ -1,0 +1,207 @@
+"""POST /ingest-track; GET /tracks, GET and DELETE /tracks/{track_id}."""
+
+from typing import Annotated, Any
+
+import structlog
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from index.audio import Recording
+from service.metrics import Stopwatch
+from service.openapi import failures, reference
+from service.problems import Problem
+from service.routes.answers import json_answer, row_of, searching, service_of, track_document
+from service.schemas import IngestResponse, Removal, SearchResponse, TrackDocument, TrackMetadata
+from service.upload import receive
+
+router = APIRouter(tags=["tracks"])
+log = structlog.get_logger("debut.ingest")
+
+_AUDIO_FAILURES = (
+    "not_audio",
+    "audio_undecodable",
+    "audio_truncated",
+    "audio_empty",
+    "audio_silent",
+    "audio_too_short",
+    "audio_too_long",
+    "audio_no_stream",
+)
+_BINARY = {"type": "string", "format": "binary"}
+_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "audio/*": {"schema": _BINARY},
+        "application/octet-stream": {"schema": _BINARY},
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["audio", "metadata"],
+                "properties": {"audio": _BINARY, "metadata": reference(TrackMetadata)},
+            },
+            "encoding": {"metadata": {"contentType": "application/json"}},
+        },
+    },
+}
+_QUERY: list[dict[str, Any]] = [
+    {
+        "name": "replace",
+        "in": "query",
+        "schema": {"type": "boolean", "default": False},
+        "description": "Replace the track that has this id; else a known id with other content is a 409.",
+    },
+    *(
+        {
+            "name": name,
+            "in": "query",
+            "schema": {"type": "array", "items": {"type": "string"}} if name == "genres" else {"type": "string"},
+            "description": f"Only with a raw audio body: TrackMetadata's `{name}`"
+            + {
+                "genres": ", once for each genre.",
+                "attributes": ", as a JSON object.",
+                "explicit": ", true or false.",
+            }.get(name, "."),
+        }
+        for name in TrackMetadata.model_fields
+    ),
+]
+
+
+@router.post(
+    "/ingest-track",
+    summary="Take a track in",
+    response_model=None,
+    status_code=201,
+    responses={
+        201: {"model": IngestResponse, "description": "It can be recommended, now and after any crash."},
+        200: {"model": IngestResponse, "description": "The same content and metadata were here already."},
+        **failures(
+            "bad_json",
+            "bad_multipart",
+            "upload_timeout",
+            "track_exists",
+            "too_large",
+            "unsupported_media_type",
+            *_AUDIO_FAILURES,
+            "invalid_request",
+            "missing_part",
+            "queue_full",
+            "ledger_unwritable",
+        ),
+    },
+    openapi_extra={"requestBody": _BODY, "parameters": _QUERY},
+)
+async def ingest_track(request: Request) -> Response:
+    """Send raw audio with the metadata in the query (the cheaper way), or a form of `audio` and `metadata`.
+
+    Without a `track_id` the id is `sha256-` and the SHA-256 of the uploaded bytes, so the same file is one
+    track.
+    """
+    service = service_of(request)
+    watch = Stopwatch()
+    async with service.ingest.place_in_queue(), receive(request, service.settings, watch) as upload:
+        ingested = await service.ingest.add(upload, watch)
+    freshness = watch.elapsed
+    new = ingested.outcome != "unchanged"
+    if new:
+        watch.note(service.metrics)
+        service.metrics.freshness_seconds.observe(freshness)
+    log.info("ingested", track_id=ingested.track.track_id, outcome=ingested.outcome, bytes=upload.size)
+    body = {
+        "track": track_document(ingested.track, ingested.cold),
+        "cold": ingested.cold,
+        "outcome": ingested.outcome,
+        "release": service.serving.release.id,
+        "content_sha256": upload.content_sha256,
+        "quality": ingested.recording and _quality(ingested.recording),
+        "timings_ms": {stage: _ms(seconds) for stage, seconds in watch.seconds.items()},
+        "freshness_ms": _ms(freshness),
+    }
+    return json_answer(body, 201 if new else 200)
+
+
+def _quality(recording: Recording) -> dict[str, Any]:
+    return {
+        "duration_s": recording.duration_s,
+        "windows": len(recording.clips),
+        "container": recording.container,
+        "codec": recording.codec,
+        "sample_rate": recording.sample_rate,
+    }
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)
+
+
+class SearchQuery(BaseModel):
+    """What to look for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    q: str = Field(min_length=1, max_length=500, description="Beginnings of words of the title or artist.")
+    limit: int = Field(default=20, ge=1, le=200, description="How many tracks to return at most.")
+
+
+@router.get(
+    "/tracks",
+    summary="Find tracks by title or artist",
+    response_model=None,
+    responses={
+        200: {"model": SearchResponse, "description": "Matching tracks, best first."},
+        **failures("invalid_request"),
+    },
+)
+async def find_tracks(request: Request, query: Annotated[SearchQuery, Query()]) -> Response:
+    """Case, accents and punctuation do not count."""
+    service = service_of(request)
+    view = service.serving.collection.view()
+
+    def search() -> list[dict[str, Any]]:
+        rows = view.catalogue.search(query.q, query.limit)
+        return [track_document(view.catalogue.track(row), view.catalogue.is_cold(row)) for row in rows]
+
+    return json_answer({"tracks": await searching(service, search), "release": view.release_id})
+
+
+@router.get(
+    "/tracks/{track_id:path}",
+    summary="Look a track up",
+    response_model=None,
+    responses={
+        200: {"model": TrackDocument, "description": "The track."},
+        **failures("unknown_track"),
+    },
+)
+async def get_track(request: Request, track_id: str) -> Response:
+    """Return what the catalogue knows of a track."""
+    catalogue = (view := service_of(request).serving.collection.view()).catalogue
+    row = row_of(view, track_id)
+    return json_answer(track_document(catalogue.track(row), catalogue.is_cold(row)))
+
+
+@router.delete(
+    "/tracks/{track_id:path}",
+    summary="Take a track down",
+    response_model=None,
+    responses={
+        200: {"model": Removal, "description": "A receipt: from what it was removed."},
+        **failures("unknown_track", "ledger_unwritable"),
+    },
+)
+async def remove_track(request: Request, track_id: str) -> Response:
+    """It is gone from all answers at once, and stays gone after a restart."""
+    service = service_of(request)
+    row_of(service.serving.collection.view(), track_id)
+    from_release = await service.ingest.remove(track_id)
+    if from_release is None:
+        raise Problem("unknown_track", f"{track_id[:80]!r} was removed a moment ago.")
+    log.info("removed", track_id=track_id)
+    receipt = {
+        "track_id": track_id,
+        "removed_from": ["catalogue", "continuation", "matching"],
+        "was_in_release": from_release,
+        "release": service.serving.release.id,
+    }
+    return json_answer(receipt)

@@ -1,0 +1,313 @@
+"""What goes over the wire: requests (checked against these models) and answers (documented by them)."""
+
+import re
+import unicodedata
+from datetime import date
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+# C0 and C1 control characters; lyrics may hold the first three.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL_IN_LYRICS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def _refuse_control(value: str, pattern: re.Pattern[str]) -> str:
+    found = pattern.search(value)
+    if found:
+        raise ValueError(f"holds the control character U+{ord(found.group()):04X} at position {found.start()}")
+    return value
+
+
+def _text(value: str) -> str:
+    """Normalise to NFC, so that the same words are the same bytes whoever typed them."""
+    return unicodedata.normalize("NFC", _refuse_control(_encodable(value), _CONTROL))
+
+
+def _encodable(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half a surrogate pair, which is not text") from None
+    return value
+
+
+def _lyrics(value: str) -> str:
+    return unicodedata.normalize("NFC", _refuse_control(_encodable(value), _CONTROL_IN_LYRICS))
+
+
+def _track_id(value: str) -> str:
+    if not value.strip():
+        raise ValueError("is empty; leave it out to have it derived from the audio")
+    if value != value.strip():
+        raise ValueError("starts or ends with white space")
+    return _refuse_control(_encodable(value), _CONTROL)
+
+
+def _iso_date(value: str) -> str:
+    padded = value + "-01-01"[len(value) - 4 :] if len(value) in (4, 7) else value
+    try:
+        sane = date.fromisoformat(padded).isoformat() == padded
+    except ValueError:
+        sane = False
+    if not sane:
+        raise ValueError(f"{value[:40]!r} is not a date like 2024, 2024-05 or 2024-05-31")
+    return value
+
+
+def _isrc(value: str) -> str:
+    compact = value.replace("-", "").upper()
+    if not re.fullmatch(r"[A-Z]{2}[A-Z0-9]{3}[0-9]{7}", compact):
+        raise ValueError(f"{value[:40]!r} is not an ISRC like NLB632600001")
+    return compact
+
+
+def _language(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z]{2,3}", value):
+        raise ValueError(f"{value[:40]!r} is not a language code like en")
+    return value.lower()
+
+
+Text = Annotated[str, AfterValidator(_text)]
+TrackId = Annotated[str, AfterValidator(_track_id)]
+IsoDate = Annotated[str, AfterValidator(_iso_date)]
+Language = Annotated[str, AfterValidator(_language)]
+Lyrics = Annotated[str, AfterValidator(_lyrics)]
+Isrc = Annotated[str, AfterValidator(_isrc)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class TrackMetadata(_Request):
+    """What the uploader says of a track. All is optional; what is left out is unknown, never guessed."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "track_id": "label-0042",
+                    "title": "First Light",
+                    "artist": "Marta Ruiz",
+                    "album": "Harbour",
+                    "language": "en",
+                    "genres": ["folk", "indie"],
+                    "release_date": "2026-05-31",
+                    "explicit": False,
+                }
+            ]
+        },
+    )
+
+    track_id: TrackId | None = Field(
+        default=None,
+        description="Your id of the track; else it is `sha256-` and the SHA-256 of the uploaded bytes.",
+    )
+    title: Text | None = None
+    artist: Text | None = None
+    album: Text | None = None
+    language: Language | None = Field(default=None, description="ISO 639 code.")
+    genres: list[Text] = Field(default_factory=list)
+    release_date: IsoDate | None = Field(default=None, description="YYYY-MM-DD, or as much as is known.")
+    explicit: bool | None = None
+    isrc: Isrc | None = None
+    lyrics: Lyrics | None = None
+    attributes: dict[Text, Text | Finite | list[Text]] = Field(
+        default_factory=dict, description="Further fields that the release's matcher was trained with."
+    )
+
+
+class FilterRequest(_Request):
+    """Which candidates may be returned: all conditions hold. A track whose value is unknown does not pass."""
+
+    explicit: bool | None = Field(
+        default=None,
+        description="true: only tracks marked explicit; false: none of them (unmarked pass).",
+    )
+    languages: list[Language] | None = None
+    genres: list[Text] | None = Field(default=None, description="At least one of them.")
+    artists: list[Text] | None = None
+    released_from: IsoDate | None = Field(default=None, description="YYYY, YYYY-MM or YYYY-MM-DD.")
+    released_to: IsoDate | None = Field(default=None, description="That year, month or day is still in.")
+    only_cold: bool = Field(default=False, description="Only tracks that nobody has listened to yet.")
+
+
+class ContinueRequest(_Request):
+    """A playlist to continue."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "seeds": ["label-0042", "label-0007"],
+                    "k": 20,
+                    "filters": {"only_cold": True},
+                    "diversity": 0.2,
+                    "max_per_artist": 2,
+                    "explain": True,
+                }
+            ]
+        },
+    )
+
+    seeds: list[str] = Field(min_length=1, description="Ids of the playlist's tracks; order does not matter.")
+    k: int = Field(default=20, ge=1, description="How many tracks to return at most.")
+    exclude: list[str] = Field(default_factory=list, description="Ids that are not returned.")
+    negatives: list[str] = Field(
+        default_factory=list,
+        description="Ids to stay away from: half their mean vector is subtracted; not returned either.",
+    )
+    filters: FilterRequest = Field(default_factory=lambda: FilterRequest())
+    diversity: Finite = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="0: by score alone; 1: as unlike each other as can be (maximal marginal relevance).",
+    )
+    max_per_artist: int | None = Field(default=None, ge=1)
+    max_per_album: int | None = Field(default=None, ge=1)
+    explain: bool = Field(default=False, description="Say which seed brought each track, and how.")
+
+
+class Because(BaseModel):
+    """Why a track was recommended.
+
+    `similarity` (of the closest seed and the track) = `audio` + `text` + `cross`: what their sounds share,
+    what their captions share, and what the sound of one shares with the caption of the other.
+    """
+
+    seed: str
+    similarity: float
+    audio: float
+    text: float
+    cross: float
+
+
+class Recommended(BaseModel):
+    """One track of an answer."""
+
+    track_id: str
+    title: str | None
+    artist: str | None
+    album: str | None
+    score: float = Field(description="Mean inner product with the seeds' unit vectors (LARP, equation 12).")
+    cold: bool = Field(description="Nobody has listened to it yet.")
+    because: Because | None = Field(default=None, description="Only when `explain` was asked for.")
+
+
+class ContinueResponse(BaseModel):
+    """The continuation of a playlist, best first."""
+
+    tracks: list[Recommended]
+    unknown_seeds: list[str] = Field(description="Seeds (and negatives) that no track here has as its id.")
+    release: str
+
+
+class TrackDocument(BaseModel):
+    """A track as the catalogue knows it."""
+
+    track_id: str
+    title: str | None
+    artist: str | None
+    album: str | None
+    duration_s: float | None
+    release_date: str | None
+    explicit: bool | None
+    language: str | None
+    genres: list[str]
+    isrc: str | None
+    attributes: dict[str, Any]
+    cold: bool
+
+
+class Quality(BaseModel):
+    """What the upload turned out to be."""
+
+    duration_s: float
+    windows: int = Field(description="How many windows of 10 s the track's vector is the mean of.")
+    container: str
+    codec: str
+    sample_rate: int
+
+
+class IngestResponse(BaseModel):
+    """A track that can be recommended from now on, and will be after any crash or restart."""
+
+    track: TrackDocument
+    cold: bool
+    outcome: str = Field(description="`created`, `replaced`, or `unchanged` (the same content and metadata again).")
+    release: str
+    content_sha256: str
+    quality: Quality | None = Field(description="null when `outcome` is `unchanged`.")
+    timings_ms: dict[str, float] = Field(description="By stage: receive, decode, features, encode, ledger, index.")
+    freshness_ms: float = Field(description="From the first byte of the upload until it could be recommended.")
+
+
+class SearchResponse(BaseModel):
+    """Tracks whose title or artist match, best first."""
+
+    tracks: list[TrackDocument]
+    release: str
+
+
+class Removal(BaseModel):
+    """A receipt: from what the track was removed."""
+
+    track_id: str
+    removed_from: list[str]
+    was_in_release: bool = Field(description="It came with the release: the ledger keeps it out from now on.")
+    release: str
+
+
+class ClusterDocument(BaseModel):
+    """One taste among the listeners of similar tracks."""
+
+    mass: float = Field(description="Part of those listeners' weight that has this taste.")
+    share: float = Field(description="Part of the audience that is filled from here.")
+    size: int = Field(description="Listeners the cluster was made of.")
+    tracks: list[str] = Field(description="Ids of the similar tracks nearest to its middle.")
+    listeners: list[str] = Field(description="Ids of its listeners nearest to its middle.")
+
+
+class ListenerDocument(BaseModel):
+    """One listener to show the track to."""
+
+    listener_id: str
+    score: float = Field(description="Cosine to the nearest cluster's middle.")
+    cluster: int = Field(description="Place of that cluster in `clusters`.")
+
+
+class NeighbourDocument(BaseModel):
+    """A track with listeners that is near the track asked for."""
+
+    track_id: str
+    similarity: float
+
+
+class AudienceResponse(BaseModel):
+    """Whom to show a track to (CAT)."""
+
+    track_id: str
+    clusters: list[ClusterDocument]
+    listeners: list[ListenerDocument]
+    neighbours: list[NeighbourDocument]
+    release: str
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    instance: str
+    setting: str | None = Field(default=None, description="The setting that moves the limit that was hit.")
+    errors: list[dict[str, str]] | None = Field(default=None, description="What is wrong, field by field.")

@@ -1,0 +1,142 @@
+"""What the service serves from: one release, opened, and the ledger's tracks on top of it."""
+
+import dataclasses
+import hashlib
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from index.audience import Audience
+from index.caption import caption
+from index.collection import Collection
+from index.encoder import Encoder, TrackVectors
+from index.features import FRAMES, MELS, dequantise
+from index.matcher import Matcher
+from index.onnxmodel import ModelError
+from index.release import Release
+from index.tracks import Track
+from index.vectors import checked_vectors
+from service.ledger import Embedding, Ledger, LedgerError, TrackAdded
+from service.settings import Settings
+
+log = structlog.get_logger("debut.serving")
+
+
+@dataclass(frozen=True)
+class Serving:
+    """One release with its models and the collection that grows on it.
+
+    `encoder_id` and `matcher_id` are hashes of the models' files: a vector belongs to exactly one such pair.
+    """
+
+    release: Release
+    encoder: Encoder
+    matcher: Matcher
+    collection: Collection
+    audience: Audience
+    encoder_id: str
+    matcher_id: str
+    warm_up_s: float
+    """How long the first inference took, both models."""
+
+    @classmethod
+    def open(cls, settings: Settings) -> "Serving":
+        """Open and verify the release, and run both models once so that the first request finds them warm.
+
+        Raises DebutError (ReleaseError and the errors of its parts) when anything is missing or damaged.
+        """
+        release = Release.open(settings.releases)
+        threads = settings.encoder_threads or None
+        encoder = Encoder.open(release.path / "encoder", threads)
+        matcher = Matcher.open(release.path / "matcher", threads)
+        serving = cls(
+            release=release,
+            encoder=encoder,
+            matcher=matcher,
+            collection=Collection.open(release),
+            audience=Audience.open(release),
+            encoder_id=encoder.id,
+            matcher_id=_matcher_id(release),
+            warm_up_s=0.0,
+        )
+        started = time.perf_counter()
+        serving.embed(Track("warm-up", title="Warm up"), np.zeros((1, FRAMES, MELS), np.float32))
+        return dataclasses.replace(serving, warm_up_s=time.perf_counter() - started)
+
+    def embed(self, track: Track, log_mel: NDArray[np.float32]) -> Embedding:
+        """Return where a track lies in both spaces, from its log-mel f32 [clips, 1001, 64] and metadata.
+
+        Raises ModelError when a model's answer is no unit vector: it must not get into a ledger.
+        """
+        vectors = self.encoder.track(log_mel, caption(track, self.encoder.clauses), track.lyrics)
+        matching = self.match(track, vectors)
+        try:
+            for vector in (vectors.audio, vectors.text, vectors.lyrics, vectors.continuation, matching):
+                if vector is not None:
+                    checked_vectors(vector[None], len(vector))
+        except ValueError as error:
+            raise ModelError(
+                f"The models of release {self.release.id} cannot place {track.track_id!r}: {error}."
+            ) from None
+        return Embedding(vectors, matching, self.encoder_id, self.matcher_id)
+
+    def match(self, track: Track, vectors: TrackVectors) -> NDArray[np.float32]:
+        """Return a track's unit vector f32 [128] in the matching space."""
+        dense = {name: _row(getattr(vectors, name), self.encoder.dims) for name in ("audio", "text", "lyrics")}
+        matching: NDArray[np.float32] = self.matcher.vectors([track], dense)[0]
+        return matching
+
+    def replay(self, ledger: Ledger) -> None:
+        """Bring the collection to where the ledger says it is.
+
+        Tracks that other models embedded are embedded anew from their stored features (nothing has to be
+        uploaded again), and the ledger keeps the result for the next start. Raises LedgerError.
+        """
+        counts = {"added": 0, "removed": 0, "renewed": 0}
+        for sequence, event in ledger.replay():
+            if isinstance(event, TrackAdded):
+                embedding = self._current(event)
+                if embedding is not event.embedding:
+                    ledger.renew(sequence, embedding)
+                    counts["renewed"] += 1
+                    if counts["renewed"] % 100 == 0:
+                        log.info("embedding the ledger's tracks anew", done=counts["renewed"])
+                self.collection.add(event.track, embedding.vectors, embedding.matching)
+            else:
+                self.collection.remove(event.track_id)
+            counts["added" if isinstance(event, TrackAdded) else "removed"] += 1
+        log.info("ledger replayed", **counts)
+
+    def _current(self, event: TrackAdded) -> Embedding:
+        """Return the event's embedding if this release's models made it, else a new one."""
+        embedding = event.embedding
+        if embedding.encoder_id != self.encoder_id:
+            return self.embed(event.track, dequantise(_unpacked(event)))
+        if embedding.matcher_id != self.matcher_id:
+            matching = self.match(event.track, embedding.vectors)
+            return dataclasses.replace(embedding, matching=matching, matcher_id=self.matcher_id)
+        return embedding
+
+
+def _unpacked(event: TrackAdded) -> NDArray[np.uint8]:
+    try:
+        return event.features.unpack()
+    except ValueError as error:
+        raise LedgerError(
+            f"The ledger's features of {event.track_id!r} cannot be read ({error}): restore it from a backup.",
+            code="ledger_damaged",
+        ) from None
+
+
+def _matcher_id(release: Release) -> str:
+    """Return the SHA-256 over the checksums of the matcher's files, as the manifest has them."""
+    files = release.manifest.files
+    sums = "".join(f"{name}:{files[name].sha256}\n" for name in sorted(files) if name.startswith("matcher/"))
+    return hashlib.sha256(sums.encode()).hexdigest()
+
+
+def _row(vector: NDArray[np.float32] | None, dims: int) -> NDArray[np.float32]:
+    return np.full((1, dims), np.nan, np.float32) if vector is None else vector[None]

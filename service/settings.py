@@ -1,0 +1,142 @@
+"""What an operator can set: environment variables with the prefix DEBUT_, checked before anything else."""
+
+import difflib
+import ipaddress
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from index.errors import DebutError
+
+PREFIX = "DEBUT_"
+
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class SettingsError(DebutError):
+    """A setting that cannot be used. Codes: unknown_setting, bad_setting, public_host."""
+
+    code = "bad_setting"
+
+
+class Settings(BaseSettings):
+    """Every setting of the service; docs/settings.md is this class as a table (a test compares them)."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=True)
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    allow_public: bool = Field(
+        default=False,
+        description="Allow an address that other machines reach: there are no API keys yet.",
+    )
+    releases: Path = Field(
+        default=Path("var/releases"),
+        description="Releases folder (its `current` is served), or one release's folder.",
+    )
+    ledger: Path = Field(
+        default=Path("var/ledger.sqlite"),
+        description="SQLite file of all tracks taken in or down.",
+    )
+
+    max_upload_bytes: Count = Field(
+        default=64 * 2**20, description="Largest upload, in bytes, multipart framing included."
+    )
+    max_json_bytes: Count = Field(default=2**20, description="Largest JSON body or metadata part, in bytes.")
+    spool_bytes: Count = Field(
+        default=2**20,
+        description="Upload bytes held in memory; the rest goes to an unnamed file.",
+    )
+    upload_timeout_s: Seconds = Field(
+        default=60.0, description="Longest time an upload may take to arrive, in seconds."
+    )
+    min_audio_s: Seconds = Field(default=1.0, description="Shortest audio accepted, in seconds.")
+    max_audio_s: Seconds = Field(default=4 * 3600.0, description="Longest audio accepted, in seconds.")
+
+    max_id_chars: Count = Field(default=200, description="Longest track_id, in characters.")
+    max_text_chars: Count = Field(
+        default=500, description="Longest title, artist, album, genre or attribute text, in characters."
+    )
+    max_lyrics_chars: Count = Field(default=20_000, description="Longest lyrics, in characters.")
+    max_genres: Count = Field(default=32, description="Most genres of one track.")
+    max_attributes: Count = Field(
+        default=64, description="Most attributes of one track, and most values of one attribute."
+    )
+
+    ingest_threads: Count = Field(default=2, description="Threads that decode and encode uploads.")
+    encoder_threads: int = Field(default=0, ge=0, description="Threads that one inference may use; 0 takes all cores.")
+    queue_size: Count = Field(default=32, description="Uploads in hand at once; one more is a 503.")
+    search_threads: Count = Field(default=4, description="Threads that search and rank.")
+
+    max_seeds: Count = Field(default=500, description="Most seeds (and most negatives) of one playlist.")
+    max_k: Count = Field(default=500, description="Most tracks of one answer.")
+    max_exclude: Count = Field(default=10_000, description="Most excluded tracks of one request.")
+    max_listeners: Count = Field(default=10_000, description="Most listeners of one audience.")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe log line that is written (to stderr, as JSON)."
+    )
+    shutdown_s: Count = Field(default=10, description="Seconds that requests in hand are given at shutdown.")
+
+
+def variable(name: str) -> str:
+    """Return the environment variable of the setting `name`."""
+    return f"{PREFIX}{name.upper()}"
+
+
+def load_settings() -> Settings:
+    """Read the settings from this process's environment.
+
+    Raises SettingsError for a DEBUT_ variable that does not exist, for a value that cannot be used, and for
+    an address that other machines can reach unless DEBUT_ALLOW_PUBLIC is true.
+    """
+    _refuse_unknown(name for name in os.environ if name.upper().startswith(PREFIX))
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        raise SettingsError(_sentence(error)) from None
+    _refuse_public(settings)
+    return settings
+
+
+def _refuse_unknown(given: Iterable[str]) -> None:
+    known = [name.upper() for name in Settings.model_fields]
+    for name in sorted(given):
+        bare = name.upper().removeprefix(PREFIX)
+        if bare not in known:
+            near = difflib.get_close_matches(bare, known, n=1)
+            hint = f": did you mean {PREFIX}{near[0]}?" if near else "."
+            raise SettingsError(
+                f"{name} is not a setting of Debut{hint} All settings are listed in docs/settings.md.",
+                code="unknown_setting",
+            )
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = variable(str(first["loc"][0])) if first["loc"] else "the settings"
+    return f"{name}={first['input']} cannot be used: {first['msg']}."
+
+
+def _refuse_public(settings: Settings) -> None:
+    if settings.allow_public or _is_loopback(settings.host):
+        return
+    raise SettingsError(
+        f"DEBUT_HOST={settings.host} can be reached from other machines, and there are no API keys yet: "
+        "anybody there could add and remove tracks. Set DEBUT_ALLOW_PUBLIC=true if that is what you want.",
+        code="public_host",
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, which may resolve to anything
+        return False

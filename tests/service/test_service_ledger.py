@@ -1,0 +1,241 @@
+"""The ledger: what goes in comes out, the last event of a track counts, a bad file is refused."""
+
+import sqlite3
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from index.encoder import TrackVectors
+from index.tracks import Track
+from service.ledger import Embedding, Ledger, LedgerError, TrackAdded, TrackRemoved
+from service.ledger_records import PackedFeatures, pack_track, pack_vector, unpack_track, unpack_vector
+from service.ledger_sqlite import FORMAT, SqliteLedger
+
+NOW = "2026-05-31T12:00:00.000+00:00"
+
+
+def added(track_id: str, seed: int = 0, *, clips: int = 1, parts: bool = True, encoder: str = "e1") -> TrackAdded:
+    rng = np.random.default_rng(seed)
+
+    def vector(dims: int = 256) -> np.ndarray:
+        return rng.normal(size=dims).astype(np.float32)
+
+    vectors = TrackVectors(vector(), vector() if parts else None, vector() if parts else None, vector())
+    embedding = Embedding(vectors, vector(128), encoder, "m1")
+    track = Track(track_id, title=f"Song {seed}", genres=("a", "b"), attributes={"mood": ["x"], "bpm": 120.5})
+    features = PackedFeatures.pack(rng.integers(0, 256, (clips, 1001, 64), dtype=np.uint8))
+    return TrackAdded(track, f"{seed:064x}", features, embedding, NOW)
+
+
+def assert_same(one: TrackAdded, other: TrackAdded) -> None:
+    assert (one.track, one.content_sha256, one.created) == (other.track, other.content_sha256, other.created)
+    assert one.features == other.features
+    a, b = one.embedding, other.embedding
+    assert (a.encoder_id, a.matcher_id) == (b.encoder_id, b.matcher_id)
+    np.testing.assert_array_equal(a.matching, b.matching)
+    for name in ("audio", "text", "lyrics", "continuation"):
+        x, y = getattr(a.vectors, name), getattr(b.vectors, name)
+        assert (x is None) == (y is None), name
+        if x is not None:
+            np.testing.assert_array_equal(x, y)
+            assert x.dtype == y.dtype == np.float32
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "ledger.sqlite"
+
+
+@pytest.fixture
+def ledger(path):
+    ledger: Ledger = SqliteLedger(path)
+    yield ledger
+    ledger.close()
+
+
+@pytest.mark.parametrize(("clips", "parts"), [(1, True), (3, False)])
+def test_an_added_track_comes_back_bit_by_bit_after_reopening(path, clips, parts):
+    event = added("t", 7, clips=clips, parts=parts)
+    ledger = SqliteLedger(path)
+    sequence = ledger.append(event)
+    ledger.close()
+    ledger = SqliteLedger(path)
+    [(replayed_sequence, replayed)] = ledger.replay()
+    ledger.close()
+    assert replayed_sequence == sequence
+    assert_same(replayed, event)
+
+
+def test_replay_yields_the_last_event_of_every_track_in_order(ledger):
+    seed = int(np.random.default_rng().integers(2**31))
+    print(f"seed {seed}")
+    rng = np.random.default_rng(seed)
+    last: dict[str, tuple[int, TrackAdded | TrackRemoved]] = {}
+    for number in range(90):  # more than one page of 64
+        track_id = f"t{rng.integers(70)}"
+        event = TrackRemoved(track_id, NOW) if rng.random() < 0.3 else added(track_id, number)
+        last[track_id] = (ledger.append(event), event)
+    replayed = list(ledger.replay())
+    assert [sequence for sequence, _ in replayed] == sorted(sequence for sequence, _ in last.values())
+    for sequence, event in replayed:
+        assert last[event.track_id][0] == sequence
+        expected = last[event.track_id][1]
+        if isinstance(expected, TrackAdded):
+            assert_same(event, expected)
+        else:
+            assert event == expected
+    assert len(ledger) == 90
+
+
+def test_known_is_the_last_addition_and_nothing_after_a_removal(ledger):
+    assert ledger.known("t") is None
+    ledger.append(added("t", 1))
+    ledger.append(added("t", 2))
+    assert ledger.known("t") == (f"{2:064x}", added("t", 2).track)
+    ledger.append(TrackRemoved("t", NOW))
+    assert ledger.known("t") is None
+
+
+def test_renewing_replaces_the_embedding_and_leaves_the_event(ledger):
+    sequence = ledger.append(added("t", 1, encoder="old"))
+    new = added("t", 2, encoder="new").embedding
+    ledger.renew(sequence, new)
+    [(_, event)] = ledger.replay()
+    old = added("t", 1)
+    assert_same(event, TrackAdded(old.track, old.content_sha256, old.features, new, old.created))
+    assert len(ledger) == 1
+
+
+def test_events_from_many_threads_all_arrive(ledger):
+    def write(worker: int) -> None:
+        for number in range(10):
+            ledger.append(added(f"{worker}-{number}", number))
+
+    threads = [threading.Thread(target=write, args=(worker,)) for worker in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert {event.track_id for _, event in ledger.replay()} == {f"{w}-{n}" for w in range(4) for n in range(10)}
+
+
+def test_a_failed_write_leaves_nothing_and_the_next_one_works(ledger):
+    class NoShape:
+        shape = (1, 2)
+
+    event = added("t")
+    object.__setattr__(event, "features", NoShape())
+    with pytest.raises(ValueError, match="unpack"):
+        ledger.append(event)
+    assert len(ledger) == 0
+    ledger.append(added("t"))
+    assert len(ledger) == 1
+
+
+def test_a_second_process_cannot_open_it(ledger, path):
+    with pytest.raises(LedgerError, match="in use by another process") as refused:
+        SqliteLedger(path)
+    assert refused.value.code == "ledger_busy"
+    ledger.check()
+
+
+@pytest.mark.parametrize("content", [b"this is not a database, but it is long enough to be read as one" * 20, b"x"])
+def test_a_file_that_is_no_database_is_refused_and_left_alone(path, content):
+    path.write_bytes(content)
+    with pytest.raises(LedgerError, match="not a ledger, or a damaged one") as refused:
+        SqliteLedger(path)
+    assert refused.value.code == "ledger_damaged"
+    assert path.read_bytes() == content
+
+
+def test_the_database_of_another_program_is_refused_and_left_alone(path):
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE recipes (name TEXT)")
+    other.close()
+    before = path.read_bytes()
+    with pytest.raises(LedgerError, match="of another program") as refused:
+        SqliteLedger(path)
+    assert refused.value.code == "ledger_format"
+    assert path.read_bytes() == before
+
+
+def test_a_newer_format_is_refused(path):
+    SqliteLedger(path).close()
+    with sqlite3.connect(path) as newer:
+        newer.execute(f"PRAGMA user_version = {FORMAT + 1}")
+    newer.close()
+    with pytest.raises(LedgerError, match=f"in format {FORMAT + 1}, this Debut reads format {FORMAT}"):
+        SqliteLedger(path)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(LedgerError, match="cannot be written") as refused:
+        SqliteLedger(tmp_path / "file" / "ledger.sqlite")
+    assert refused.value.code == "ledger_unwritable"
+
+
+def test_a_damaged_event_is_an_error_that_names_it(path):
+    ledger = SqliteLedger(path)
+    sequence = ledger.append(added("broken"))
+    ledger.close()
+    with sqlite3.connect(path) as damaged:
+        damaged.execute("UPDATE events SET track = '{}' WHERE sequence = ?", (sequence,))
+    damaged.close()
+    ledger = SqliteLedger(path)
+    with pytest.raises(LedgerError, match=f"event {sequence} \\(broken\\) cannot be read") as found:
+        list(ledger.replay())
+    assert found.value.code == "ledger_damaged"
+    ledger.close()
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+@given(
+    st.builds(
+        Track,
+        track_id=TEXT.filter(bool),
+        title=st.none() | TEXT,
+        duration_s=st.none() | st.floats(0, 1e6),
+        explicit=st.none() | st.booleans(),
+        genres=st.lists(TEXT, max_size=3).map(tuple),
+        attributes=st.dictionaries(TEXT, TEXT | st.floats(-1e9, 1e9) | st.lists(TEXT, max_size=2), max_size=3),
+    )
+)
+def test_a_track_survives_packing(track):
+    assert unpack_track(pack_track(track)) == track
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"track_id": "t", "colour": "red"}', "nonsense"])
+def test_what_is_no_track_is_refused(text):
+    with pytest.raises(ValueError):  # noqa: PT011 - orjson's message or ours
+        unpack_track(text)
+
+
+@given(arrays(np.uint8, st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 5))))
+def test_features_survive_packing(log_mel):
+    unpacked = PackedFeatures.pack(log_mel).unpack()
+    np.testing.assert_array_equal(unpacked, log_mel)
+    assert unpacked.dtype == np.uint8
+
+
+def test_damaged_features_are_noticed():
+    packed = PackedFeatures.pack(np.arange(64, dtype=np.uint8).reshape(1, 8, 8))
+    for data in (packed.data[:-1], packed.data[:-1] + bytes([packed.data[-1] ^ 1]), b""):
+        with pytest.raises(ValueError, match=r"."):
+            PackedFeatures(data, packed.shape).unpack()
+    with pytest.raises(ValueError, match="reshape"):
+        PackedFeatures(packed.data, (1, 8, 9)).unpack()
+
+
+def test_vectors_are_little_endian_float32():
+    vector = np.array([1.0, -2.5], np.float32)
+    assert pack_vector(vector) == b"\x00\x00\x80?\x00\x00 \xc0"
+    np.testing.assert_array_equal(unpack_vector(pack_vector(vector)), vector)
+    assert pack_vector(None) is None
+    assert unpack_vector(None) is None

@@ -1,0 +1,208 @@
+"""POST /continue-playlist against brute force: scores, filters, caps, diversity, and the reasons given."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import orjson
+import pytest
+from service_uploads import seeded, upload
+
+from service.schemas import ContinueResponse
+
+
+@pytest.fixture
+def view(app):
+    return app.state.service.serving.collection.view()
+
+
+@pytest.fixture
+def ids(view):
+    return [view.catalogue.track(row).track_id for row in range(view.catalogue.size)]
+
+
+def ask(client, seeds, **more):
+    answer = client.post("/continue-playlist", json={"seeds": seeds, **more})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def brute_force(view, seeds, negatives=(), hidden=()) -> list[tuple[float, int]]:
+    """(score, row) of all other tracks, best first: the mean of the seeds' inner products, in float64."""
+    vectors = view.continuation.vectors(np.arange(view.catalogue.size)).astype(np.float64)
+    query = vectors[seeds].mean(0)
+    if len(negatives):
+        query = query - 0.5 * vectors[negatives].mean(0)
+    scores = vectors @ query
+    rest = set(range(view.catalogue.size)) - {*seeds, *negatives, *hidden}
+    return sorted(((float(scores[row]), row) for row in rest), key=lambda pair: (-pair[0], pair[1]))
+
+
+def test_scores_and_order_are_those_of_brute_force(client, view, ids):
+    seed = int(np.random.default_rng().integers(2**31))
+    print(f"seed {seed}")
+    rng = np.random.default_rng(seed)
+    for _ in range(20):
+        rows = rng.permutation(len(ids))[: rng.integers(4, 12)].tolist()
+        seeds, negatives, hidden = rows[: len(rows) - 3], rows[-3:-2], rows[-2:]
+        answer = ask(
+            client,
+            [ids[row] for row in seeds],
+            negatives=[ids[row] for row in negatives],
+            exclude=[ids[row] for row in hidden],
+            k=int(rng.integers(1, 45)),
+        )
+        expected = brute_force(view, seeds, negatives, hidden)[: len(answer["tracks"])]
+        scores = [track["score"] for track in answer["tracks"]]
+        assert scores == sorted(scores, reverse=True)
+        np.testing.assert_allclose(scores, [score for score, _ in expected], atol=2e-6)
+        assert {track["track_id"] for track in answer["tracks"]}.isdisjoint(ids[row] for row in rows)
+    assert len(ask(client, ids[:1], k=500)["tracks"]) == len(ids) - 1
+
+
+def test_the_same_request_has_the_same_bytes_as_answer_and_seed_order_does_not_matter(client, ids):
+    body = {"seeds": ids[:5], "k": 20, "diversity": 0.5, "max_per_artist": 2, "explain": True}
+    first, second = (client.post("/continue-playlist", json=body).content for _ in range(2))
+    assert first == second
+    turned = ask(client, ids[4::-1] + ids[:2], k=20)  # another order, and two of them twice
+    straight = ask(client, ids[:5], k=20)
+    assert [t["track_id"] for t in turned["tracks"]] == [t["track_id"] for t in straight["tracks"]]
+
+
+def test_real_answers_fit_the_documented_model(client, ids):
+    for more in ({}, {"explain": True, "diversity": 0.3}):
+        answer = client.post("/continue-playlist", json={"seeds": [ids[0], "nobody"], **more})
+        model = ContinueResponse.model_validate_json(answer.text, strict=True)
+        assert model.unknown_seeds == ["nobody"]
+        assert all((track.because is not None) == bool(more) for track in model.tracks)
+        fields = {name for track in orjson.loads(answer.content)["tracks"] for name in track}
+        assert fields - {"because"} == set(ContinueResponse.model_json_schema()["$defs"]["Recommended"]["required"])
+
+
+def test_unknown_seeds_and_negatives_are_named_and_the_rest_is_used(client, ids):
+    answer = ask(client, [ids[0], "x", "y"], negatives=["z", ids[3]])
+    assert answer["unknown_seeds"] == ["x", "y", "z"]
+    known = ask(client, ids[:1], negatives=[ids[3]])
+    assert answer["tracks"] == known["tracks"]
+
+
+def test_filters_let_through_what_fits_and_nothing_else(client, view, ids):
+    languages = {ids[row]: view.catalogue.track(row).language for row in range(len(ids))}
+    wanted = Counter(languages[i] for i in ids[1:]).most_common(1)[0][0]
+    found = seeded(client, ids[0], k=500, filters={"languages": [wanted.upper()]})
+    assert set(found) == {i for i in ids[1:] if languages[i] == wanted}
+    cold = seeded(client, ids[0], k=500, filters={"only_cold": True})
+    assert set(cold) == {i for row, i in enumerate(ids) if view.catalogue.is_cold(row)}
+    assert len(cold) >= 8
+    artist = view.catalogue.track(5).artist
+    by_artist = seeded(client, ids[0], k=500, filters={"artists": [artist], "languages": [languages[ids[5]]]})
+    assert set(by_artist) == {
+        i
+        for row, i in enumerate(ids[1:], 1)
+        if view.catalogue.track(row).artist == artist and languages[i] == languages[ids[5]]
+    }
+    assert seeded(client, ids[0], filters={"released_from": "1900"}) == []  # no date is known: nothing passes
+
+
+def test_uploaded_metadata_can_be_filtered_on(client, ids, clip):
+    upload(client, clip, track_id="old", genres="folk", release_date="1999-05-01", explicit="true")
+    upload(client, clip, track_id="new", genres=["jazz", "folk"], release_date="2026", explicit="false")
+    for filters, expected in [
+        ({"genres": ["Folk"]}, {"old", "new"}),
+        ({"genres": ["jazz"]}, {"new"}),
+        ({"released_to": "1999"}, {"old"}),
+        ({"released_from": "2000-01"}, {"new"}),
+        ({"explicit": True}, {"old"}),
+    ]:
+        assert set(seeded(client, ids[0], k=500, filters=filters)) == expected, filters
+    assert "old" not in seeded(client, ids[0], k=500, filters={"explicit": False})
+
+
+@pytest.mark.parametrize("diversity", [0.0, 0.4])
+def test_caps_hold_and_the_answer_is_full_when_it_can_be(client, view, ids, diversity):
+    found = ask(client, ids[:2], k=12, max_per_artist=2, max_per_album=1, diversity=diversity)["tracks"]
+    artists = Counter(track["artist"] for track in found)
+    albums = Counter((track["artist"], track["album"]) for track in found if track["album"])
+    assert max(artists.values()) <= 2
+    assert max(albums.values(), default=0) <= 1
+    # As many as a greedy choice from all candidates finds.
+    taken: Counter[object] = Counter()
+    room = 0
+    for _, row in brute_force(view, [0, 1]):
+        track = view.catalogue.track(row)
+        album = (track.artist, track.album) if track.album else None
+        if taken[track.artist] < 2 and (album is None or taken[album] < 1):
+            taken.update([track.artist, *([album] if album else [])])
+            room += 1
+    if diversity == 0:
+        assert len(found) == min(12, room)
+    assert len(found) > 3
+
+
+def test_a_cap_of_one_still_fills_the_answer_from_far_down_the_list(client, ids, clip):
+    for number in range(30):  # thirty songs of one artist, all nearer to the seed than anything else
+        upload(client, clip, track_id=f"same-{number:02}", title="Same", artist="One")
+    found = ask(client, ["same-00"], k=5, max_per_artist=1)["tracks"]
+    assert len(found) == 5
+    assert sum(track["artist"] == "One" for track in found) == 1
+
+
+def reference_mmr(vectors, scores, k, diversity):
+    """Maximal marginal relevance, stated plainly."""
+    taken: list[int] = []
+    while len(taken) < k:
+        rest = [i for i in range(len(scores)) if i not in taken]
+        taken.append(
+            max(
+                rest,
+                key=lambda i: (
+                    (1 - diversity) * scores[i]
+                    - diversity * max((float(vectors[i] @ vectors[j]) for j in taken), default=0.0)
+                ),
+            )
+        )
+    return taken
+
+
+@pytest.mark.parametrize("diversity", [0.1, 0.5, 1.0])
+def test_diversity_is_maximal_marginal_relevance(client, view, ids, diversity):
+    k = 8
+    pool = brute_force(view, [0, 1, 2])[: 4 * k]
+    vectors = view.continuation.vectors([row for _, row in pool]).astype(np.float64)
+    expected = [ids[pool[i][1]] for i in reference_mmr(vectors, [score for score, _ in pool], k, diversity)]
+    assert seeded(client, *ids[:3], k=k, diversity=diversity) == expected
+
+
+def test_more_diversity_gives_less_alike_tracks(client, view, ids):
+    def likeness(diversity: float) -> float:
+        rows = [view.catalogue.row_of(i) for i in seeded(client, *ids[:3], k=8, diversity=diversity)]
+        vectors = view.continuation.vectors(rows)
+        return float((vectors @ vectors.T)[np.triu_indices(len(rows), 1)].mean())
+
+    assert likeness(0.9) < likeness(0.0)
+
+
+def test_reasons_name_the_nearest_seed_and_add_up(client, view, ids):
+    seeds = ids[3:9]
+    vectors = view.continuation.vectors([view.catalogue.row_of(i) for i in seeds])
+    for track in ask(client, seeds, k=30, explain=True)["tracks"]:
+        because = track["because"]
+        similarities = vectors @ view.continuation.vectors([view.catalogue.row_of(track["track_id"])])[0]
+        assert because["similarity"] == pytest.approx(similarities.max(), abs=2e-6)
+        assert similarities[seeds.index(because["seed"])] == pytest.approx(similarities.max(), abs=1e-6)
+        assert because["audio"] + because["text"] + because["cross"] == pytest.approx(because["similarity"], abs=3e-6)
+
+
+def test_a_track_without_text_is_recommended_for_its_sound_alone(client, clip, ids):
+    upload(client, clip, track_id="mute")
+    upload(client, clip, track_id="mute-too")
+    [track] = ask(client, ["mute"], k=1, explain=True)["tracks"]
+    assert track["track_id"] == "mute-too"
+    because = track["because"]
+    assert because == {"seed": "mute", "similarity": 1.0, "audio": 1.0, "text": 0.0, "cross": 0.0}
+
+
+def test_answers_are_compact_json(client, ids):
+    answer = client.post("/continue-playlist", json={"seeds": ids[:1], "k": 1})
+    assert answer.headers["content-type"] == "application/json"
+    assert json.dumps(answer.json(), separators=(",", ":"), ensure_ascii=False) == answer.text
