@@ -111,6 +111,13 @@ def test_the_queue_is_first_in_first_out(seed: int) -> None:
         assert torch.equal(queue.text[full], 2 * queue.audio[full])
 
 
+def test_a_queue_of_no_columns_takes_nothing() -> None:
+    queue = MomentumQueue(0, 2)
+    queue.push(torch.ones(3, 2), torch.ones(3, 2), torch.arange(3))
+    assert queue.ids.shape == (0,)
+    assert queue.audio.shape == (0, 2)
+
+
 # ----- towers -----
 
 

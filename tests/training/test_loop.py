@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.loop import LoopConfig, TrainingError, copy_state, fit, learning_rate, pick_device, uses_bf16
+from training.loop import (
+    LoopConfig,
+    TrainingError,
+    copy_state,
+    fit,
+    learning_rate,
+    pick_device,
+    reproducible,
+    uses_bf16,
+)
 from training.progress import Progress, Silent
 
 
@@ -193,3 +202,29 @@ def test_progress_says_stage_epoch_figures_and_time_left() -> None:
     assert lines[-1].startswith("line: 6 of 6 done, epoch 2/2, loss ")
     assert lines[-1].endswith(", score 0.5, best 0.5, took 0:12")
     assert len(lines) == 3  # a line every 5 s at most
+
+
+def test_a_task_may_scale_the_learning_rate_of_a_parameter() -> None:
+    class Scaled(Line):
+        def lr_scales(self) -> dict[nn.Parameter, float]:
+            return {self.bias: 0.1}
+
+    task, plain = Scaled([0.0], batches=1), Line([0.0], batches=1)
+    for line in (task, plain):
+        fit(line, settings(epochs=1, weight_decay=0.0, clip_norm=0.0), Silent())
+    assert torch.equal(task.weight, plain.weight)
+    assert task.bias.item() == pytest.approx(0.1 * plain.bias.item())
+
+
+def test_a_run_can_be_repeated_and_leaves_seed_and_threads_as_they_were() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    torch.manual_seed(5)
+    threads, drawn = torch.get_num_threads(), []
+    for _ in range(2):
+        with reproducible(settings(threads=1, seed=3)):
+            assert torch.get_num_threads() == 1
+            drawn.append(torch.rand(4))
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.rand(2), expected)
