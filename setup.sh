@@ -24,8 +24,15 @@ command -v "$python" >/dev/null || system_packages "$python is missing" python3 
 }
 "$python" -c 'import venv, ensurepip' 2>/dev/null || system_packages "$python has no venv module" python3-venv
 
+command -v curl >/dev/null || system_packages "curl is missing (the README's calls, and their test, use it)" curl ca-certificates
+
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 echo "setup: installing packages into $venv (the first time takes a few minutes)" >&2
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-  --editable '.[service,train,dev]'
+log=$venv/pip.log
+"$venv/bin/python" -m pip install --disable-pip-version-check --no-input --constraint constraints.txt \
+  --editable '.[service,train,dev]' >"$log" 2>&1 || {
+  tail -n 20 "$log" >&2
+  echo "setup: pip could not install the packages; the whole log is in $log" >&2
+  exit 1
+}
 touch "$venv/ready"

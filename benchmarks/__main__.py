@@ -6,7 +6,7 @@ import platform
 import sys
 import time
 
-MODULES = ("search", "audience")
+MODULES = ("search", "audience", "ingest")
 """Modules of this package; each has run() -> list of (what, figure)."""
 
 

@@ -48,7 +48,7 @@ def _release(releases: Path, work: Path) -> Release | None:
     except ReleaseError as error:
         if error.code != "release_missing":
             raise
-    print("No demo release yet: training one (about four minutes on two cores).\n", flush=True)
+    print("No demo release yet: training one (one to three minutes on two cores).\n", flush=True)
     command = [sys.executable, "-m", "training", "demo", "--work", str(work), "--releases", str(releases)]
     if subprocess.run(command, check=False).returncode:
         return None  # the trainer has said why

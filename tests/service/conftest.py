@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from fastapi import FastAPI
 from service_uploads import ogg, tone
 from starlette.testclient import TestClient
 
 from service.app import create_app
+from service.logs import TRACEBACKS
 from service.settings import Settings
 
 HERE = Path(__file__).resolve().parent
@@ -47,6 +49,14 @@ class Builds:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_logs() -> None:
+    """Log lines as JSON; structlog's own default draws every traceback in colours, which takes seconds."""
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, TRACEBACKS, structlog.processors.JSONRenderer()]
+    )
 
 
 @pytest.fixture(scope="session")
