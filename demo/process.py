@@ -37,7 +37,7 @@ class Service:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "Service":
-        self._refuse_busy_port()
+        self.refuse_busy_port()
         # A session of its own: Ctrl-C reaches the demo alone, which then ends the service in order.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "service"],
@@ -63,7 +63,8 @@ class Service:
         self._process.wait()
         raise ServiceError(f"the service ended with exit code {self._process.returncode}")
 
-    def _refuse_busy_port(self) -> None:
+    def refuse_busy_port(self) -> None:
+        """Raise ServiceError when the port cannot be had."""
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -167,7 +167,8 @@ class Catalogue:
     def add(self, track: Track, interactions: int | None = None) -> int:
         """Add a track under a new row, which is returned; one of the same id is removed in the same instant.
 
-        Without `interactions` (how often training saw it) those of the track it replaces count, else 0.
+        Without `interactions` (how often training saw it) those of the last track of this id count, else 0. Whether
+        that one is still there or was removed first makes no difference: a ledger that is replayed skips the removal.
         ValueError, and nothing is added, for an empty track id or negative interactions.
         """
         if not track.track_id:
@@ -177,19 +178,19 @@ class Catalogue:
         text = titles.line(track.title, track.artist)
         with self._writing:
             view = self._view
-            row, old = view.size, view.row_of(track.track_id)
+            row, old, last = view.size, view.row_of(track.track_id), view.newest.get(track.track_id, -1)
             if interactions is None:
-                interactions = 0 if old is None else int(view.interactions[old])
+                interactions = 0 if last < 0 else int(view.interactions[last])
             columns = self._columns.append(track)
             view.fresh.append(track)
             view.fresh_lines.append(text)
-            view.replaced.append(view.newest.get(track.track_id, -1))
+            view.replaced.append(last)
             view.newest[track.track_id] = row
             if old is not None:
                 self._live = _without(self._live, old)
             self._view = replace(
                 view,
-                origins=self._origins.append(np.array([-1 if old is None else view.origins[old]])),
+                origins=self._origins.append(np.array([-1 if last < 0 else view.origins[last]])),
                 interactions=self._interactions.append(np.array([interactions], dtype=np.int32)),
                 columns=columns,
                 live=self._live.append(np.ones(1, dtype=bool)),

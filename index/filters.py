@@ -90,8 +90,9 @@ class FilterView:
         return mask
 
     def _wanted(self, names: Iterable[str]) -> NDArray[np.bool_]:
+        codes = [self.names.get(fold(name), 0) for name in names]  # first: a writer may add names meanwhile
         wanted = np.zeros(len(self.names) + 1, dtype=bool)
-        wanted[[self.names.get(fold(name), 0) for name in names]] = True
+        wanted[codes] = True
         wanted[0] = False
         return wanted
 

@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -72,18 +72,19 @@ class Ingest:
         Raises Problem `track_exists` for a known id with other content or metadata (unless it is to be
         replaced), AudioError for what cannot be decoded, LedgerError when the ledger cannot be written.
         """
-        return await self._one_by_one(upload.track.track_id, lambda: self._add(upload, watch))
+        return await self._one_by_one(upload.track.track_id, self._pool, lambda: self._add(upload, watch))
 
     async def remove(self, track_id: str) -> bool | None:
         """Take a track down; return whether it came with the release, None when there is no such track."""
-        return await self._one_by_one(track_id, lambda: self._remove(track_id))
+        # Not among the uploads: a take-down must not wait until they are decoded.
+        return await self._one_by_one(track_id, None, lambda: self._remove(track_id))
 
-    async def _one_by_one(self, track_id: str, work: Callable[[], Result]) -> Result:
+    async def _one_by_one(self, track_id: str, pool: Executor | None, work: Callable[[], Result]) -> Result:
         lock = self._locks.get(track_id)
         if lock is None:
             lock = self._locks[track_id] = asyncio.Lock()
         async with lock:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+            return await asyncio.get_running_loop().run_in_executor(pool, work)
 
     def _add(self, upload: Upload, watch: Stopwatch) -> Ingested:
         catalogue = self._serving.collection.catalogue

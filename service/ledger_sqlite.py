@@ -94,6 +94,7 @@ class SqliteLedger:
         if empty:
             header = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT};"
             self._db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} {header} COMMIT;")
+        self._count = int(self._value("SELECT coalesce(max(sequence), 0) FROM events"))
 
     def _recognise(self, application: int, version: int) -> None:
         if application != APPLICATION_ID:
@@ -113,8 +114,11 @@ class SqliteLedger:
         """See Ledger."""
         with self._transaction():
             if isinstance(event, TrackAdded):
-                return self._add(event)
-            return self._insert(kind="removed", track_id=event.track_id, created=event.created)
+                sequence = self._add(event)
+            else:
+                sequence = self._insert(kind="removed", track_id=event.track_id, created=event.created)
+        self._count = sequence
+        return sequence
 
     def _add(self, event: TrackAdded) -> int:
         clips, frames, mels = event.features.shape
@@ -197,8 +201,7 @@ class SqliteLedger:
 
     def __len__(self) -> int:
         """See Ledger."""
-        with self._lock, self._translated():
-            return int(self._value("SELECT coalesce(max(sequence), 0) FROM events"))
+        return self._count  # kept beside: whoever asks must not wait for a transaction
 
     def close(self) -> None:
         """See Ledger."""

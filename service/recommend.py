@@ -1,6 +1,6 @@
 """Seeds -> candidates -> filters -> diversity -> because: the continuation of a playlist."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -140,11 +140,12 @@ def _choose(view: CollectionView, request: ContinueRequest, rows: Rows, scores: 
     taken: list[int] = []
     while len(taken) < request.k and np.isfinite(worth).any():
         place = int(np.argmax(worth - request.diversity * nearest))
-        if caps.take(place):
-            taken.append(place)
-            similarity = vectors @ vectors[place]
-            nearest = similarity if len(taken) == 1 else np.maximum(nearest, similarity)
+        caps.take(place)
+        taken.append(place)
+        similarity = vectors @ vectors[place]
+        nearest = similarity if len(taken) == 1 else np.maximum(nearest, similarity)
         worth[place] = -np.inf
+        worth[caps.filled_by(place)] = -np.inf  # all at once: a turn each would be quadratic in the catalogue
     return np.array(taken, dtype=np.int64)
 
 
@@ -155,11 +156,21 @@ class _Caps:
         self._taken: Counter[tuple[object, ...]] = Counter()
         artists = view.catalogue.columns.artists[rows].tolist()
         self._groups: list[list[tuple[tuple[object, ...], int]]] = [[] for _ in artists]
+        self._members: defaultdict[tuple[object, ...], list[int]] = defaultdict(list)
         for place, (row, artist) in enumerate(zip(rows.tolist(), artists, strict=True)):
             if request.max_per_artist and artist:
                 self._groups[place].append((("artist", artist), request.max_per_artist))
             if request.max_per_album and (album := fold(view.catalogue.track(row).album)):
                 self._groups[place].append((("album", artist, album), request.max_per_album))
+
+        for place, groups in enumerate(self._groups):
+            for group, _ in groups:
+                self._members[group].append(place)
+
+    def filled_by(self, place: int) -> list[int]:
+        """Return the places of the groups of `place` that have no room left."""
+        full = [group for group, most in self._groups[place] if self._taken[group] >= most]
+        return [member for group in full for member in self._members[group]]
 
     def take(self, place: int) -> bool:
         """Count the candidate at `place` if its artist and album have room; return whether they have."""
@@ -179,7 +190,7 @@ def _because(view: CollectionView, taste: Taste, rows: Rows, share: float) -> li
     """
     closest = np.argmax(view.continuation.vectors(rows) @ taste.seed_vectors.T, axis=1) if len(rows) else rows
     seeds = taste.seeds[closest]
-    weights = (share, 1 - share)
+    weights = np.clip((share, 1 - share), 1e-9, 1)  # never 0: a track with one part is that part, whatever its weight
     a_s, t_s, a_c, t_c = (
         weight * np.nan_to_num(part.astype(np.float64))
         for of in (seeds, rows)

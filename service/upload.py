@@ -114,6 +114,8 @@ async def _parse_form(request: Request, settings: Settings) -> FormData:
         form = await parser.parse()
     except MultiPartException as error:
         raise Problem("bad_multipart", f"The form cannot be read: {error.message}") from None
+    except (UnicodeError, LookupError):
+        raise Problem("bad_multipart", "The form names a charset that cannot be used: send it as UTF-8.") from None
     unknown = sorted(set(form) - {"audio", "metadata"})
     if unknown or len(form.multi_items()) != len(set(form)):
         await form.close()

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,11 +68,19 @@ def larp(
     preset: PresetOption = "paper",
     seed: SeedOption = 0,
     clauses: Annotated[str, typer.Option(help="Clauses of the caption, by comma.")] = "title,artist,album",
+    audio: Annotated[str | None, typer.Option(help="Directory of a CLAP or ClapAudioModel checkpoint.")] = None,
+    text: Annotated[str | None, typer.Option(help="Directory of a BERT-like checkpoint with tokenizer.json.")] = None,
 ) -> None:
     """Train the audio and the text tower in three stages, export them, embed every track."""
     from training.larp.config import larp_preset
 
-    _open(data, work).train_larp(larp_preset(preset, seed=seed, clauses=_names(clauses)))
+    config = larp_preset(preset, seed=seed, clauses=_names(clauses))
+    config = replace(
+        config,
+        audio=replace(config.audio, checkpoint=audio or config.audio.checkpoint),
+        text=replace(config.text, checkpoint=text or config.text.checkpoint),
+    )
+    _open(data, work).train_larp(config)
 
 
 @app.command()
@@ -124,9 +133,9 @@ def main() -> int:
     except DebutError as error:
         print(f"training: {error.detail}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\ntraining: stopped", file=sys.stderr)
-        return 130
+    except OSError as error:
+        print(f"training: {error.filename or 'a file'} cannot be used: {error.strerror or error}", file=sys.stderr)
+        return 2
     return 0
 
 

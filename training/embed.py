@@ -80,7 +80,8 @@ def embed_catalogue(dataset: DataSet, encoder: Encoder, progress: Progress, *, t
                 if vector is not None:
                     parts[name][row] = vector
             bar.advance(1)
-    _report(sorted(unreadable), count, progress)
+    files = sum(dataset.audio_path(row) is not None for row in range(count))
+    _report(sorted(unreadable), files, progress)
     return Embeddings(**parts)
 
 
@@ -92,11 +93,11 @@ def _embed(encoder: Encoder, track: Track, path: Path | None) -> TrackVectors | 
     return encoder.track(mel, text, track.lyrics)
 
 
-def _report(unreadable: list[str], count: int, progress: Progress) -> None:
+def _report(unreadable: list[str], files: int, progress: Progress) -> None:
     for line in unreadable[:20]:
         progress.say(f"unreadable audio: {line}")
-    if len(unreadable) > 0.01 * count:
+    if len(unreadable) > 0.01 * files:
         raise EmbeddingError(
-            f"{len(unreadable)} of {count} audio files cannot be read (more than 1 %). The first: {unreadable[0]}. "
+            f"{len(unreadable)} of {files} audio files cannot be read (more than 1 %). The first: {unreadable[0]}. "
             "Repair or remove these files, then run this again."
         )

@@ -110,6 +110,9 @@ def evaluate_audience(
     """Rank all listeners for cold tracks whose listens are hidden. Raises EvaluationError without listens."""
     heard, warm = _listens(dataset)
     cold, candidates = _cold_and_warm(dataset)
+    plays = _plays(dataset)
+    if not plays.data.any():
+        raise EvaluationError("no training track was played: there is nothing to find audiences by", code="no_listens")
     methods = {
         "Debut (BCL), cosine to the listener": baselines.profile_cosine(matched, warm),
         "union of the nearest by BCL": baselines.union_of_nearest(inner_product(matched), warm, candidates),
@@ -120,7 +123,7 @@ def evaluate_audience(
         "activity": baselines.activity(warm),
         "random": baselines.random_audience(warm.shape[0]),
     }
-    with cat_scorer(dataset.tracks, matched, _plays(dataset)) as cat:
+    with cat_scorer(dataset.tracks, matched, plays) as cat:
         return _audience({"Debut (CAT over BCL)": cat, **methods}, heard, cold, protocol)
 
 

@@ -1,15 +1,15 @@
 """The steps of a training in order, each reading what the one before left in the workspace."""
 
+import hashlib
 import json
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from index.encoder import Encoder
+from index.encoder import Encoder, encoder_id
 from index.matcher import Matcher
 from index.release import Release
 from training.bcl.checkpoint import load_bcl
@@ -21,13 +21,17 @@ from training.data.dataset import TEST, TRAIN, VALID, DataSet
 from training.embed import Embeddings, embed_catalogue
 from training.evaluate import Protocols, evaluate
 from training.evaluation.results import Evaluation
+from training.folders import replace_folder
 from training.larp.checkpoint import load_larp
 from training.larp.config import LarpConfig
 from training.larp.export import export_towers
 from training.larp.training import train_larp
 from training.progress import Progress
 from training.publish import Trained, publish_release
-from training.workspace import Workspace
+from training.workspace import Workspace, WorkspaceError
+
+VECTORS = "vectors.npy"
+FIGURES = "figures.json"
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,9 @@ class Pipeline:
         clips = ClipCache.build(self.dataset, space.clips, self.progress)
         train_larp(self.dataset, clips, space.larp, config, self.progress)
         self.progress.say("exporting the towers")
-        _renew(space.encoder, lambda folder: export_towers(load_larp(space.larp), folder))
+        replace_folder(space.encoder, lambda folder: export_towers(load_larp(space.larp), folder))
         embeddings = embed_catalogue(self.dataset, Encoder.open(space.encoder), self.progress)
-        _renew(space.vectors, embeddings.save)
+        space.leave(space.vectors, embeddings.save, self._made_from())
 
     def train_bcl(self, config: BclConfig) -> None:
         """Train the matcher, export it, and give every track its matching vector.
@@ -70,46 +74,55 @@ class Pipeline:
         listens, split = self.dataset.listens, self.dataset.track_split
         train_bcl(tracks, vectors, listens, split, space.bcl, config, self.progress)
         self.progress.say("exporting the matcher")
-        _renew(space.matcher, lambda folder: export_matcher(load_bcl(space.bcl), folder))
-        np.save(space.matching, Matcher.open(space.matcher).vectors(tracks, vectors), allow_pickle=False)
+        export_matcher(load_bcl(space.bcl), space.matcher)
+        matching = Matcher.open(space.matcher).vectors(tracks, vectors)
+        space.leave(space.matching, lambda folder: np.save(folder / VECTORS, matching), self._made_from())
 
     def evaluate(self, protocols: Protocols) -> list[Evaluation]:
         """Print every table and keep the figures."""
-        clauses = Encoder.open(self.workspace.needs(self.workspace.encoder, "larp")).clauses
-        tables, left_out = evaluate(self.dataset, self._embeddings(), self._matching(), protocols, clauses)
+        space = self.workspace
+        embeddings, matching = self._embeddings(), self._matching()
+        tables, left_out = evaluate(self.dataset, embeddings, matching, protocols, Encoder.open(space.encoder).clauses)
         for table in tables:
             self.progress.say(f"\n{table.heading()}\n{table.table()}\n")
         for reason in left_out:
             self.progress.say(f"not measured: {reason}")
-        figures = {table.task: table.to_json() for table in tables}
-        text = json.dumps(figures, indent=1, ensure_ascii=False) + "\n"
-        beside = self.workspace.evaluation.with_suffix(".partial")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(self.workspace.evaluation)
+        text = json.dumps({table.task: table.to_json() for table in tables}, indent=1, ensure_ascii=False) + "\n"
+        space.leave(
+            space.evaluation,
+            lambda folder: (folder / FIGURES).write_text(text, encoding="utf-8"),
+            self._made_from(True),
+        )
         return tables
 
     def publish(self, releases: Path, leave_out: Sequence[int] = ()) -> Release:
         """Publish all tracks but the rows `leave_out`."""
         space = self.workspace
-        evaluation = json.loads(space.needs(space.evaluation, "evaluate").read_text(encoding="utf-8"))
         trained = Trained(space.encoder, space.matcher, self._embeddings(), self._matching())
+        figures = space.needs(space.evaluation, "evaluate", self._made_from(True)) / FIGURES
         rows = np.setdiff1d(np.arange(len(self.dataset.tracks)), np.asarray(leave_out, dtype=np.int64))
-        release = publish_release(releases, self.dataset, trained, rows, {"evaluation": evaluation})
+        facts = {"evaluation": json.loads(figures.read_text(encoding="utf-8"))}
+        release = publish_release(releases, self.dataset, trained, rows, facts)
         self.progress.say(f"published {release.path}")
         return release
 
     def _embeddings(self) -> Embeddings:
-        return Embeddings.load(self.workspace.needs(self.workspace.vectors, "larp"))
+        self._has(self.workspace.encoder, "larp")
+        return Embeddings.load(self.workspace.needs(self.workspace.vectors, "larp", self._made_from()))
 
     def _matching(self) -> npt.NDArray[np.float32]:
-        return np.load(self.workspace.needs(self.workspace.matching, "bcl"), allow_pickle=False)
+        self._has(self.workspace.matcher, "bcl")
+        folder = self.workspace.needs(self.workspace.matching, "bcl", self._made_from())
+        return np.load(folder / VECTORS, allow_pickle=False)
 
+    def _has(self, path: Path, step: str) -> None:
+        if not path.exists():
+            raise WorkspaceError(f"{path} is missing: run `python -m training {step}` with the same --work first.")
 
-def _renew(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a folder beside, then put it in the old one's place: a step that breaks off leaves the old result."""
-    beside = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    fill(beside)
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.replace(folder)
+    def _made_from(self, matched: bool = False) -> dict[str, str]:
+        """What a step's result depends on: the data set, the towers, and if `matched` the matching vectors too."""
+        made_from = {"data": self.dataset.fingerprint, "encoder": encoder_id(self.workspace.encoder)}
+        if matched:
+            digest = hashlib.sha256((self.workspace.matching / VECTORS).read_bytes()).hexdigest()
+            made_from["matching"] = digest
+        return made_from

@@ -1,20 +1,25 @@
 """Where the steps of one training leave their results for the next: a folder, one sub-folder a step."""
 
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from index.errors import DebutError
+from training.folders import replace_folder
+
+NOTE = "made_from.json"
 
 
 class WorkspaceError(DebutError):
-    """A step was asked for before the one it builds on."""
+    """A step was asked for before the one it builds on (step_missing), or after that was done anew (step_outdated)."""
 
     code = "step_missing"
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folders under `root`: clips, larp, encoder, vectors, bcl, matcher; and evaluation.json."""
+    """The folders under `root`: clips, larp, encoder, vectors, bcl, matcher, matching, evaluation."""
 
     root: Path
 
@@ -50,16 +55,38 @@ class Workspace:
 
     @property
     def matching(self) -> Path:
-        """Every track's BCL vector, f32 [N, 128] (`bcl`)."""
-        return self.root / "matching.npy"
+        """Every track's BCL vector, vectors.npy f32 [N, 128] (`bcl`)."""
+        return self.root / "matching"
 
     @property
     def evaluation(self) -> Path:
-        """The figures (`evaluate`)."""
-        return self.root / "evaluation.json"
+        """The figures, figures.json (`evaluate`)."""
+        return self.root / "evaluation"
 
-    def needs(self, path: Path, step: str) -> Path:
-        """Return `path`; raises WorkspaceError naming the `step` that makes it when it is not there."""
+    def leave(self, path: Path, fill: Callable[[Path], None], made_from: Mapping[str, str]) -> None:
+        """Put the folder `path` that `fill` fills in place whole, with a note of what it was made from."""
+
+        def noted(folder: Path) -> None:
+            fill(folder)
+            (folder / NOTE).write_text(json.dumps(dict(made_from)) + "\n", encoding="utf-8")
+
+        replace_folder(path, noted)
+
+    def needs(self, path: Path, step: str, made_from: Mapping[str, str]) -> Path:
+        """Return `path`, made by `step` from what is at hand now.
+
+        Raises WorkspaceError naming the step when the folder is not there, or was made from another data set or other
+        towers: its rows would belong to other tracks.
+        """
         if not path.exists():
             raise WorkspaceError(f"{path} is missing: run `python -m training {step}` with the same --work first.")
+        try:
+            note = json.loads((path / NOTE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            note = None
+        if note != dict(made_from):
+            raise WorkspaceError(
+                f"{path} was made from another data set or other towers: run `python -m training {step}` again.",
+                code="step_outdated",
+            )
         return path

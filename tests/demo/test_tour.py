@@ -81,6 +81,15 @@ def test_a_busy_port_is_one_sentence(tmp_path: Path) -> None:
             Service(tmp_path, tmp_path / "ledger.sqlite", port).__enter__()
 
 
+@pytest.mark.parametrize("port", ["0", "65536", "x"])
+def test_a_port_that_is_none_is_refused_before_anything_is_trained(port: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "demo", "--port", port, "--var", str(tmp_path / "var")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 2
+    assert "--port" in done.stderr
+    assert not (tmp_path / "var").exists()
+
+
 def test_a_service_that_cannot_start_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="did not start"):
         Service(tmp_path / "nothing here", tmp_path / "ledger.sqlite", free_port()).__enter__()

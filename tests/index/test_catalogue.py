@@ -235,11 +235,11 @@ def test_adding_replacing_and_removing(tmp_path):
             now.track(row)
     assert rows(now.mask(Filters())) == [1, 3, 4, 5, 6]
     assert now.search("night") == [6]
-    # a replaced track keeps its listening, a new one has none, and one that comes back starts anew
+    # a replaced track keeps its listening, so does one that was removed and comes back; a new one has none
     assert (now.interactions[6], now.origins[6], now.is_cold(6)) == (9, 2, False)
     assert (now.interactions[5], now.origins[5], now.is_cold(5)) == (0, -1, True)
     row = opened.add(Track("t-1"))
-    assert (row, opened.view().is_cold(row), opened.view().origins[row]) == (7, True, -1)
+    assert (row, opened.view().is_cold(row), opened.view().origins[row]) == (7, False, 0)
     # what was taken before is as it was
     assert [before.row_of(i) for i in ("t-1", "t-3", "new")] == [0, 2, None]
     assert (len(before), before.size, before.track(0)) == (5, 5, FULL)

@@ -8,7 +8,8 @@ import orjson
 import pytest
 from service_uploads import seeded, upload
 
-from service.schemas import ContinueResponse
+from service.recommend import continue_playlist
+from service.schemas import ContinueRequest, ContinueResponse
 
 
 @pytest.fixture
@@ -200,6 +201,10 @@ def test_a_track_without_text_is_recommended_for_its_sound_alone(client, clip, i
     assert track["track_id"] == "mute-too"
     because = track["because"]
     assert because == {"seed": "mute", "similarity": 1.0, "audio": 1.0, "text": 0.0, "cross": 0.0}
+    request = ContinueRequest(seeds=["mute"], k=1, explain=True)
+    view = client.app.state.service.serving.collection.view()
+    for share in (0.0, 1.0):  # an encoder that has learnt to leave one part out
+        assert continue_playlist(view, request, share)["tracks"][0]["because"] == because
 
 
 def test_answers_are_compact_json(client, ids):

@@ -10,7 +10,7 @@ import torch
 
 from index.fields import FieldSpec
 from index.tracks import Track
-from training.bcl.checkpoint import bcl_vectors, load_bcl, replace_folder
+from training.bcl.checkpoint import bcl_vectors, load_bcl
 from training.bcl.config import BclConfig, BclError
 from training.bcl.fields import choose_fields
 from training.bcl.supervision import listen_matrix
@@ -19,6 +19,7 @@ from training.bcl.train import train_bcl
 from training.data.splits import TEST, TRAIN, VALID
 from training.evaluation.baselines import random_matching
 from training.evaluation.matching import MatchingProtocol, evaluate_matching, inner_product, matching_task
+from training.folders import replace_folder
 from training.loop import LoopConfig
 from training.progress import Progress, Silent
 

@@ -68,12 +68,14 @@ def test_missing_parts_are_nan() -> None:
 def test_more_than_a_hundredth_unreadable_is_an_error_that_names_one(tmp_path: Path) -> None:
     broken = tmp_path / "broken.ogg"
     broken.write_bytes(b"no sound at all")
-    songs: list[tuple[Track, Path | None]] = [(Track(f"t{n}", title="A"), None) for n in range(200)]
-    found = embed([(Track("bad", title="B"), broken), *songs])
-    assert np.isnan(found.audio).all()
+    song = sorted(AUDIO.glob("*.ogg"))[0]
+    whole: list[tuple[Track, Path | None]] = [(Track(f"t{n}", title="A"), song) for n in range(110)]
+    found = embed([(Track("bad", title="B"), broken), *whole])
+    assert np.isnan(found.audio).any(1).tolist() == [True] + 110 * [False]
     assert not np.isnan(found.text[0]).any()
-    with pytest.raises(EmbeddingError, match=r"1 of 51 .*broken\.ogg"):
-        embed([(Track("bad", title="B"), broken), *songs[:50]])
+    silent: list[tuple[Track, Path | None]] = [(Track(f"t{n}", title="A"), None) for n in range(500)]
+    with pytest.raises(EmbeddingError, match=r"1 of 51 audio files .*broken\.ogg"):
+        embed([(Track("bad", title="B"), broken), *whole[:50], *silent])
 
 
 def test_vectors_are_kept_as_they_are(tmp_path: Path) -> None:

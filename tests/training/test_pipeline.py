@@ -1,6 +1,8 @@
 """The whole way on two dozen real songs: data set -> LARP -> BCL -> figures -> release -> collection."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +70,7 @@ def test_stored_vectors_are_what_the_service_would_compute(small_run: SmallRun) 
 def test_the_manifest_carries_the_figures(small_run: SmallRun) -> None:
     pipeline, release, left_out = small_run.pipeline, small_run.release, small_run.left_out
     figures = release.manifest.facts["evaluation"]
-    assert figures == json.loads(pipeline.workspace.evaluation.read_text())
+    assert figures == json.loads((pipeline.workspace.evaluation / "figures.json").read_text())
     assert {"continuation", "matching", "audience"} <= set(figures)
     recall = figures["continuation"]["methods"]["same artist"]["R@10"]
     assert 0 <= recall["low"] <= recall["value"] <= recall["high"] <= 1
@@ -79,5 +81,20 @@ def test_a_step_asked_for_too_early_names_the_step_before(small_data: Path, tmp_
     pipeline = Pipeline(DataSet.open(small_data), Workspace(tmp_path), Silent())
     with pytest.raises(WorkspaceError, match="python -m training larp"):
         pipeline.train_bcl(bcl_preset("demo"))
-    with pytest.raises(WorkspaceError, match="python -m training evaluate"):
+    with pytest.raises(WorkspaceError, match="python -m training larp"):
         pipeline.publish(tmp_path / "releases")
+
+
+def test_results_of_another_data_set_or_other_towers_are_refused(small_run: SmallRun, tmp_path: Path) -> None:
+    pipeline = small_run.pipeline
+    other = replace(pipeline, dataset=replace(pipeline.dataset, fingerprint="of other tracks"))
+    with pytest.raises(WorkspaceError, match="python -m training larp") as caught:
+        other.publish(tmp_path / "releases")
+    assert caught.value.code == "step_outdated"
+    copied = Workspace(tmp_path / "work")
+    shutil.copytree(pipeline.workspace.root, copied.root)
+    matching = copied.matching / "vectors.npy"
+    np.save(matching, -np.load(matching, allow_pickle=False))
+    with pytest.raises(WorkspaceError, match="python -m training evaluate"):
+        replace(pipeline, workspace=copied).publish(tmp_path / "releases")
+    assert not (tmp_path / "releases").exists()

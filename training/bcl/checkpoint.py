@@ -1,8 +1,6 @@
 """A trained BCL on disk: safetensors, its configuration, its fields and a model card. Never a pickle."""
 
-import os
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from index.fields import FieldsError, FieldSet
 from index.tracks import Track
 from training.bcl.config import BclError, load_config
 from training.bcl.model import Bcl
+from training.folders import replace_folder
 
 
 def save_bcl(model: Bcl, directory: Path, card: str) -> None:
@@ -64,21 +63,3 @@ def bcl_vectors(
             inputs = model.fields.transform(tracks[part], {name: rows[part] for name, rows in vectors.items()})
             parts.append(model({name: torch.from_numpy(array) for name, array in inputs.items()}).numpy())
     return np.concatenate(parts)
-
-
-def replace_folder(directory: Path, fill: Callable[[Path], None]) -> None:
-    """Put a folder filled by `fill` in the place of `directory`, which is never seen half-written."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = (directory.with_name(f"{directory.name}.{end}") for end in ("unfinished", "replaced"))
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    fresh.mkdir()
-    try:
-        fill(fresh)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    if directory.exists():
-        os.rename(directory, old)
-    os.rename(fresh, directory)
-    shutil.rmtree(old, ignore_errors=True)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from index.fields import MULTI_SLOTS, FieldSet
-from training.bcl.checkpoint import replace_folder
 from training.bcl.model import Bcl
+from training.folders import replace_folder
 from training.onnx_export import export_onnx
 
 ORDER = ("categorical", "multi", "numeric", "numeric_known", "dense", "dense_known")

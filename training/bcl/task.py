@@ -54,7 +54,8 @@ class BclTask:
     """What the loop trains.
 
     `inputs` are the transformed fields of the whole catalogue; `pairs` may be None (no co-listening:
-    contrastive loss only) and `validation` too (the last epoch is then the best).
+    contrastive loss only) and `validation` too (the last epoch is then the best). `items` are the rows that the
+    contrastive loss and the correlations are drawn from, all when None.
     """
 
     name = "bcl"
@@ -66,14 +67,16 @@ class BclTask:
         pairs: ItemPairs | None,
         validation: Validation | None,
         device: torch.device,
+        items: NDArray[np.int64] | None = None,
     ) -> None:
         self.model, self.config, self.device = model.to(device), model.config, device
         self.inputs = {name: array.to(device) for name, array in inputs.items()}
         self.pairs, self.validation = pairs, validation
         self.tracks = len(next(iter(inputs.values())))
+        self.items = np.arange(self.tracks) if items is None else items
         self.generator = torch.Generator()
         self.validated = 0
-        sample = np.random.default_rng([self.config.loop.seed, 0]).permutation(self.tracks)
+        sample = np.random.default_rng([self.config.loop.seed, 0]).permutation(self.items)
         self.tracker = CorrelationTracker(
             self._embeddings(sample[: self.config.correlation_sample]),
             alpha=self.config.correlation_alpha,
@@ -90,7 +93,7 @@ class BclTask:
             return self.config.steps
         if self.pairs:
             return -(-len(self.pairs.neighbours.rows) // self.config.batch)
-        return -(-self.tracks // self.config.items)
+        return -(-len(self.items) // self.config.items)
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """Yield the rows of each step; the same for the same seed and epoch, whatever came before."""
@@ -98,7 +101,7 @@ class BclTask:
         none = np.empty(0, np.int64)
         for _ in range(self.steps(epoch)):
             drawn = self.pairs.draw(self.config.batch, self.config.negatives, rng) if self.pairs else (none,) * 3
-            items = rng.choice(self.tracks, min(self.config.items, self.tracks), replace=False)
+            items = rng.choice(self.items, min(self.config.items, len(self.items)), replace=False)
             yield Batch(*drawn, items, int(rng.integers(2**62)))
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:

@@ -21,7 +21,7 @@ from training.bcl.fields import choose_fields
 from training.bcl.model import Bcl
 from training.bcl.supervision import ItemPairs, item_cf, item_pairs, listen_matrix
 from training.bcl.task import BclTask, Validation
-from training.data.splits import TRAIN, VALID
+from training.data.splits import TEST, TRAIN, VALID
 from training.loop import FitResult, LoopConfig, fit, pick_device
 from training.progress import Progress
 
@@ -91,7 +91,9 @@ def train_bcl(
         config = replace(config, contrastive_weight=0.0)  # two views need two fields
     _tell(progress, pairs, validation)
     with _reproducible(config.loop):
-        task = BclTask(Bcl(fields, config), inputs, pairs, validation, pick_device(config.loop.device))
+        # Not even their content is learnt from: a song that is uploaded later will not have been seen either.
+        items = np.flatnonzero(split != TEST)
+        task = BclTask(Bcl(fields, config), inputs, pairs, validation, pick_device(config.loop.device), items)
         fitted = fit(task, config.loop, progress)
         found = task.vectors()
     model = task.model.cpu().eval()

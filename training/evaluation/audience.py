@@ -32,7 +32,7 @@ def evaluate_audience(
     cold: NDArray[np.int64],
     protocol: AudienceProtocol,
 ) -> Evaluation:
-    """Rank all listeners for every cold track that somebody heard.
+    """Rank all listeners for every cold track that some of them heard.
 
     `listens` 0/1 [listeners, tracks] holds ALL listens and is the truth; the scorers must have seen only
     those of warm tracks. Raises EvaluationError when no cold track was heard, or on a scorer's wrong shape or
@@ -40,10 +40,12 @@ def evaluate_audience(
     """
     heard = sparse.csr_array(listens.T)[np.asarray(cold, np.int64)]
     sizes = np.diff(heard.indptr)
-    queries, heard = np.asarray(cold, np.int64)[sizes > 0], heard[sizes > 0]
+    told = (sizes > 0) & (sizes < listens.shape[0])  # where all or none listen there is nothing to rank
+    queries, heard, sizes = np.asarray(cold, np.int64)[told], heard[told], sizes[told]
     if not len(queries):
         raise EvaluationError(
-            f"none of {len(cold)} cold tracks was heard by anybody: no truth", code="no_audience_truth"
+            f"none of {len(cold)} cold tracks was heard by some listeners and not by others: no truth",
+            code="no_audience_truth",
         )
     listeners = listens.shape[0]
     results = []
@@ -55,7 +57,6 @@ def evaluate_audience(
                 raise EvaluationError(f"{name!r} must score {truth.shape} without NaN; it gave {scores.shape}")
             parts.append(_figures(scores, truth, protocol, rng))
         results.append(summarise(name, {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}))
-    sizes = sizes[sizes > 0]
     expected = {f"R@{k}": min(k, listeners) / listeners for k in protocol.cuts} | {"AUC": 0.5}
     best = {f"R@{k}": float(np.mean(np.minimum(k, sizes) / sizes)) for k in protocol.cuts} | {"AUC": 1.0}
     for reach in protocol.reaches:

@@ -27,8 +27,11 @@ def tfidf_captions(tracks: Sequence[Track], clauses: Collection[str] = CLAUSES) 
 
 def tfidf_attributes(tracks: Sequence[Track], names: Sequence[str] = ()) -> sparse.csr_array:
     """Return binary TF-IDF of genres, artist, language and the attributes `names`, unit rows [N, values]."""
+    tokens = [_attribute_tokens(track, names) for track in tracks]
+    if not any(tokens):  # nothing is known of any track: all tie
+        return sparse.csr_array((len(tracks), 1))
     values = TfidfVectorizer(analyzer=lambda tokens: tokens, binary=True)
-    return sparse.csr_array(values.fit_transform([_attribute_tokens(track, names) for track in tracks]))
+    return sparse.csr_array(values.fit_transform(tokens))
 
 
 def _attribute_tokens(track: Track, names: Sequence[str]) -> list[str]:

@@ -6,10 +6,10 @@ from training.data.dataset import TRAIN, DataSet
 from training.larp.config import LarpConfig
 
 if TYPE_CHECKING:
-    from training.larp.train import LarpResult
+    from training.larp.training import LarpResult
 
 
-def model_card(dataset: DataSet, config: LarpConfig, result: "LarpResult") -> str:
+def model_card(dataset: DataSet, config: LarpConfig, result: "LarpResult", audio_share: float) -> str:
     """Markdown: what the model is for, what it has seen, how it scored, what to be careful about."""
     rows = [
         f"| {name} | {len(fit.history)} | {fit.best_epoch + 1} | {fit.best_score:.4f} |"
@@ -23,13 +23,13 @@ def model_card(dataset: DataSet, config: LarpConfig, result: "LarpResult") -> st
             "Audio and caption of a track become vectors of one space, tracks of one playlist near",
             "(Salganik et al., LARP, KDD 2024, arXiv 2406.14333). Made for continuing playlists with tracks",
             "that nobody has played yet. A candidate scores the mean of the seeds' vectors times its own, each",
-            "the normalised sum of audio and text.",
+            f"the normalised sum of {audio_share:.2g} x audio and {1 - audio_share:.2g} x text.",
             "",
             f"- audio tower: HTS-AT, {_origin(config.audio.checkpoint)}; 10 s of log-mel, 48 kHz, 64 bins",
             f"- text tower: BERT, {_origin(config.text.checkpoint)}; captions of {', '.join(config.clauses)}",
             f"- space: {config.dims} dimensions",
-            f"- trained on {int((dataset.track_split == TRAIN).sum())} tracks; "
-            f"{len(dataset.members(TRAIN).ids)} playlists; data set fingerprint {dataset.fingerprint}",
+            f"- training split: {int((dataset.track_split == TRAIN).sum())} tracks (those with audio and a caption "
+            f"were learnt from), {len(dataset.members(TRAIN).ids)} playlists; fingerprint {dataset.fingerprint}",
             f"- seed {config.loop.seed}; all settings are in config.json",
             "",
             f"Score: {result.score_name} on the validation split, which selected the epoch.{untrained}",

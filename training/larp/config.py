@@ -212,7 +212,7 @@ def _build(kind: Any, plain: Mapping[str, Any]) -> Any:
 
 
 PRESETS: dict[str, LarpConfig] = {
-    # Section 4.1.3, for large GPUs.
+    # Optimiser and schedule of section 4.1.3, for large GPUs and checkpoints; without those, small towers from scratch.
     "paper": LarpConfig(),
     # The demo's 240 songs in minutes on two cores.
     "demo": LarpConfig(
@@ -227,6 +227,7 @@ PRESETS: dict[str, LarpConfig] = {
         queue=0,  # over so few steps the towers drift: telling stale keys from fresh ones is easier than learning
         momentum=0.9,
         audio_share=None,
+        loop=LoopConfig(threads=1),  # so that the weights do not depend on how many cores there are, or how busy
     ),
 }
 

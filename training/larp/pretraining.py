@@ -130,9 +130,15 @@ class Pretraining(nn.Module):
         )
 
     def _remember(self, audio: Tensor, text: Tensor, tracks: Tensor) -> None:
-        """Put the batch's newest vectors into the tables; of a track that stands twice, either may stay."""
-        self.audio_table[tracks] = audio.detach().to(self.audio_table.dtype)
-        self.text_table[tracks] = text.detach().to(self.text_table.dtype)
+        """Put the batch's newest vectors into the tables; of a track that stands twice the last one stays.
+
+        Writing both would leave to the threads which one does, and no run could be repeated.
+        """
+        unique, inverse = tracks.unique(return_inverse=True)
+        places = torch.arange(len(tracks), device=tracks.device)
+        last = torch.zeros_like(unique).scatter_reduce_(0, inverse, places, "amax", include_self=False)
+        self.audio_table[unique] = audio.detach()[last].to(self.audio_table.dtype)
+        self.text_table[unique] = text.detach()[last].to(self.text_table.dtype)
 
     def after_step(self) -> None:
         """Let the momentum copies follow, put the last batch's keys into the queue, clamp the temperature."""

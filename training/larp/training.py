@@ -55,7 +55,7 @@ def train_larp(
         spread_heads(larp, corpus)
         pretraining = Pretraining(larp, config, len(corpus)).to(device)
         result = _train_stages(pretraining, corpus, dataset, clips, config, progress)
-    save_larp(larp, config, directory, model_card(dataset, config, result))
+    save_larp(larp, config, directory, model_card(dataset, config, result, larp.audio_share.item()))
     return result
 
 
