@@ -201,7 +201,10 @@ def _duration(stream: Stream, container: Container, limits: AudioLimits) -> floa
 def _checked_end(stream: Stream, container: Container, claimed_s: float) -> float:
     """Decode the last second and return where the sound ends; audio_truncated when that is well before the claim."""
     first = max(0, math.floor((claimed_s - _TAIL_S) * stream.rate))
-    span = read_span(stream, first, math.ceil(claimed_s * stream.rate) - first)
+    try:
+        span = read_span(stream, first, math.ceil(claimed_s * stream.rate) - first)
+    except av.FFmpegError as error:  # FLAC finds its way by halving: a file cut at certain places leads nowhere
+        raise truncated(f"its header claims {claimed_s:.2f} s and its last second cannot be found") from error
     known = np.flatnonzero(span.known)
     end_s = (first + (int(known[-1]) + 1) / span.scale) / stream.rate if len(known) else 0.0
     tolerance_s = 0.5 / stream.rate if container == "flac" else _TAIL_TOLERANCE_S

@@ -113,6 +113,12 @@ class TestTruncated:
             detail = refused(data[:place], "audio_truncated")
             assert detail.startswith("the recording was cut off")
 
+    def test_a_flac_in_which_no_place_can_be_found(self, recordings):
+        """Some cuts leave FFmpeg's seek without any frame to go by, at the start too."""
+        data = recordings["flac"]
+        for place in range(2_000, len(data), len(data) // 400):
+            assert refused(data[:place], "audio_truncated").startswith("the recording was cut off")
+
     @pytest.mark.parametrize("name", FORMATS)
     def test_cut_within_the_header(self, recordings, name):
         for place in (1, 5, 9, 20, 40, 100):
