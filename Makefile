@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PORT ?= 8000
 ONCE ?=
 
-.PHONY: help demo serve test test-all lint format bench clean
+.PHONY: help demo serve test test-all lint format bench bench-larp clean
 
 help:            ## list the verbs
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ format: $(VENV)/ready ## let ruff mend what it can
 
 bench: $(VENV)/ready  ## measure: ratios taken in one run
 	@$(BIN)/python -m benchmarks
+
+bench-larp: $(VENV)/ready  ## LARP's ablation on five synthetic worlds, against chance and the best possible answer
+	@$(BIN)/python -m benchmarks.larp_world
 
 clean:           ## remove the environment, releases and caches
 	rm -rf $(VENV) var .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -16,7 +16,8 @@ from index.features import FRAMES, MELS, SAMPLE_RATE
 from index.onnxmodel import ModelError, OnnxModel
 
 FORMAT = 1
-FILES = ("audio.onnx", "config.json", "text.onnx", "tokenizer.json")
+FILES = {"audio": ("audio.onnx",), "text": ("text.onnx", "tokenizer.json")}
+"""What each tower consists of; config.json stands beside them."""
 _TEXTS = 32  # encoded at once: bounds memory, and what padding to the longest wastes
 
 
@@ -46,6 +47,8 @@ class EncoderConfig:
     pad_token: str
     clauses: tuple[str, ...]
     audio_share: float
+    towers: tuple[str, ...]
+    """Of "audio" and "text" those that were trained: one at least."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -63,24 +66,28 @@ class EncoderConfig:
             share = float(data["audio_share"])
             if not 0 <= share <= 1:
                 raise ModelError(f"{path} has an audio_share of {share}, outside [0, 1]; publish the release again")
-            return cls(data["dims"], data["max_tokens"], data["pad_token_id"], data["pad_token"], clauses, share)
+            towers = tuple(data.get("towers", FILES))
+            if not towers or not set(towers) <= set(FILES):
+                raise ModelError(f"{path} names towers {towers}; known are {tuple(FILES)}; publish the release again")
+            padding = (data["pad_token_id"], data["pad_token"])
+            return cls(data["dims"], data["max_tokens"], *padding, clauses, share, towers)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{path} cannot be read ({error!r}); publish the release again") from error
 
 
 class Encoder:
-    """The audio and the text tower. Safe to use from many threads."""
+    """The audio and the text tower, or the one of them that was trained. Safe to use from many threads."""
 
     def __init__(self, directory: Path, threads: int | None) -> None:
         self.config = EncoderConfig.read(directory / "config.json")
         self.id = encoder_id(directory)
-        self._audio = OnnxModel(directory / "audio.onnx", threads)
-        self._text = OnnxModel(directory / "text.onnx", threads)
-        self._tokenizer = _tokenizer(directory / "tokenizer.json", self.config)
-        if {self._audio.dims, self._text.dims} != {self.config.dims}:
+        self._models = {name: OnnxModel(directory / f"{name}.onnx", threads) for name in self.config.towers}
+        self._tokenizer = _tokenizer(directory / "tokenizer.json", self.config) if self.reads else None
+        dims = {model.dims for model in self._models.values()}
+        if dims != {self.config.dims}:
             raise ModelError(
-                f"{directory}: the towers give {self._audio.dims} and {self._text.dims} dims, config.json "
-                f"says {self.config.dims}; publish the release again"
+                f"{directory}: the towers give {' and '.join(map(str, sorted(dims)))} dims, config.json says "
+                f"{self.config.dims}; publish the release again"
             )
 
     @classmethod
@@ -94,6 +101,16 @@ class Encoder:
         return self.config.dims
 
     @property
+    def hears(self) -> bool:
+        """Whether there is an audio tower; without one, clips are passed over."""
+        return "audio" in self._models
+
+    @property
+    def reads(self) -> bool:
+        """Whether there is a text tower; without one, captions and lyrics are passed over."""
+        return "text" in self._models
+
+    @property
     def clauses(self) -> tuple[str, ...]:
         """What goes into captions: give it to `index.caption.caption`."""
         return self.config.clauses
@@ -104,19 +121,20 @@ class Encoder:
             raise ValueError(f"log_mel must be [n, {FRAMES}, {MELS}], not {list(log_mel.shape)}")
         vectors = np.empty((len(log_mel), self.dims), dtype=np.float32)
         for row, clip in enumerate(log_mel):  # a batch gains nothing on a CPU, and the export is static
-            vectors[row] = self._audio.run({"log_mel": np.ascontiguousarray(clip, np.float32)[None, None]})[0]
+            vectors[row] = self._models["audio"].run({"log_mel": np.ascontiguousarray(clip, np.float32)[None, None]})[0]
         return vectors
 
     def text(self, texts: list[str]) -> NDArray[np.float32]:
         """Encode texts, cut to `max_tokens` word pieces: n strings -> unit vectors f32 [n, dims]."""
         vectors = np.empty((len(texts), self.dims), dtype=np.float32)
+        assert self._tokenizer is not None
         for start in range(0, len(texts), _TEXTS):
             encodings = self._tokenizer.encode_batch(texts[start : start + _TEXTS])
             inputs = {
                 "input_ids": np.array([encoding.ids for encoding in encodings], dtype=np.int64),
                 "attention_mask": np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64),
             }
-            vectors[start : start + _TEXTS] = self._text.run(inputs)
+            vectors[start : start + _TEXTS] = self._models["text"].run(inputs)
         return vectors
 
     def track(self, log_mel: NDArray[np.float32] | None, caption: str, lyrics: str | None) -> TrackVectors:
@@ -125,13 +143,20 @@ class Encoder:
 
         audio = l2(mean over clips); continuation = l2(w audio + (1 - w) text), w the trained `audio_share` (LARP,
         Eq. 11, where w is 0.5), or the one that is there.
-        Raises EncoderError when there is neither audio nor a caption.
+        Raises EncoderError when there is neither audio nor a caption that a tower could encode.
         """
-        audio = None if log_mel is None or not len(log_mel) else l2(self.audio(log_mel).mean(axis=0))
+        if not self.reads:
+            caption, lyrics = "", None
+        heard = self.hears and log_mel is not None and len(log_mel) > 0
+        audio = l2(self.audio(np.asarray(log_mel)).mean(axis=0)) if heard else None
         texts = [text for text in (caption, lyrics) if text and text.strip()]
-        vectors = iter(self.text(texts))
+        vectors = iter(self.text(texts) if texts else ())
         text = next(vectors) if caption.strip() else None
         words = next(vectors) if lyrics and lyrics.strip() else None
+        if audio is None and not self.reads:
+            raise EncoderError("the track has no audio, and this model reads no text")
+        if text is None and not self.hears:
+            raise EncoderError("the track has no title, artist or album, and this model hears no audio")
         return TrackVectors(audio, text, words, continuation(audio, text, self.config.audio_share))
 
 
@@ -153,12 +178,13 @@ def l2(vector: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def encoder_id(directory: Path) -> str:
-    """SHA-256 over names and contents of the encoder's four files: vectors with the same id are comparable.
+    """SHA-256 over names and contents of the encoder's files: vectors with the same id are comparable.
 
     Raises ModelError when one is missing.
     """
+    towers = EncoderConfig.read(directory / "config.json").towers
     digest = hashlib.sha256()
-    for name in FILES:
+    for name in sorted(["config.json", *(name for tower in towers for name in FILES[tower])]):
         try:
             with (directory / name).open("rb") as file:
                 digest.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())

@@ -49,7 +49,8 @@ def small_run(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> "Sm
     from training.data.dataset import TEST, DataSet
     from training.evaluate import Protocols
     from training.evaluation.matching import MatchingProtocol
-    from training.larp.config import AudioTowerConfig, TextTowerConfig, larp_preset
+    from training.larp.config import AudioTowerConfig, TextTowerConfig
+    from training.larp.presets import larp_preset
     from training.pipeline import Pipeline
     from training.progress import Silent
     from training.workspace import Workspace

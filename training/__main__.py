@@ -1,17 +1,19 @@
-"""python -m training {prepare, larp, bcl, evaluate, publish, demo}: the trainer's command line."""
+"""python -m training {prepare, larp, bcl, evaluate, publish, report, import, demo}: the trainer's command line."""
 
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from index.errors import DebutError
+from training.adapters.commands import app as imports
 from training.progress import Progress, clock_text
 
 if TYPE_CHECKING:
+    from training.larp.config import LarpConfig
     from training.pipeline import Pipeline
 
 app = typer.Typer(
@@ -22,14 +24,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.add_typer(imports, name="import", help="Write a data set directory from a published data set's raw files.")
+
 DataArgument = Annotated[Path, typer.Argument(help="Data set directory (docs/data.md).", show_default=False)]
 WorkOption = Annotated[Path, typer.Option(help="Folder where the steps leave their results for one another.")]
 ReleasesOption = Annotated[Path, typer.Option(help="Folder of releases.")]
 SeedOption = Annotated[int, typer.Option(help="Same seed on the same machine: same weights.")]
 PresetOption = Annotated[str, typer.Option(help="Size of the model and length of the training.")]
 
+ClausesOption = Annotated[str, typer.Option(help="Clauses of the caption, by comma.")]
+AudioOption = Annotated[str | None, typer.Option(help="Audio tower's checkpoint: a directory, or a name on the hub.")]
+TextOption = Annotated[str | None, typer.Option(help="Text tower's checkpoint: a directory, or a name on the hub.")]
+TowersOption = Annotated[str | None, typer.Option(help="Towers to train, by comma; by default the preset's.")]
+FreezeOption = Annotated[
+    bool | None, typer.Option("--freeze/--no-freeze", help="Train heads on the encoders' outputs, computed once.")
+]
+BatchOption = Annotated[int | None, typer.Option(help="Tracks that meet in a step.")]
+MicroOption = Annotated[int | None, typer.Option(help="Tracks encoded at once; the result is the same.")]
+
 WORK = Path("var/work")
 RELEASES = Path("var/releases")
+CLAUSES = "title,artist,album"
 
 
 def _open(data: Path, work: Path, fields: tuple[str, ...] = ()) -> "Pipeline":
@@ -42,6 +57,16 @@ def _open(data: Path, work: Path, fields: tuple[str, ...] = ()) -> "Pipeline":
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(int(count) for count in _names(text))
+    except ValueError:
+        counts = (0,)
+    if any(count < 1 for count in counts):
+        raise typer.BadParameter(f"{text!r} is no list of numbers above 0, by comma")
+    return counts
 
 
 def _fields(work: Path) -> tuple[str, ...]:
@@ -61,26 +86,81 @@ def prepare(data: DataArgument, work: WorkOption = WORK) -> None:
     _open(data, work).prepare()
 
 
+def _larp_config(
+    preset: str, seed: int, clauses: str, towers: str | None, audio: str | None, text: str | None, **given: Any
+) -> "LarpConfig":
+    """The preset with what was given on the command line."""
+    from training.larp.presets import larp_preset
+
+    given["towers"] = None if towers is None else _names(towers)
+    changes = {name: value for name, value in given.items() if value is not None}
+    config = larp_preset(preset, seed=seed, clauses=_names(clauses), **changes)
+    return replace(
+        config,
+        audio=replace(config.audio, checkpoint=audio or config.audio.checkpoint),
+        text=replace(config.text, checkpoint=text or config.text.checkpoint),
+    )
+
+
 @app.command()
 def larp(
     data: DataArgument,
     work: WorkOption = WORK,
     preset: PresetOption = "paper",
     seed: SeedOption = 0,
-    clauses: Annotated[str, typer.Option(help="Clauses of the caption, by comma.")] = "title,artist,album",
-    audio: Annotated[str | None, typer.Option(help="Directory of a CLAP or ClapAudioModel checkpoint.")] = None,
-    text: Annotated[str | None, typer.Option(help="Directory of a BERT-like checkpoint with tokenizer.json.")] = None,
+    clauses: ClausesOption = CLAUSES,
+    audio: AudioOption = None,
+    text: TextOption = None,
+    towers: TowersOption = None,
+    freeze: FreezeOption = None,
+    batch_size: BatchOption = None,
+    micro_batch: MicroOption = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on with a training that was broken off.")] = False,
 ) -> None:
-    """Train the audio and the text tower in three stages, export them, embed every track."""
-    from training.larp.config import larp_preset
+    """Train the audio and the text tower in three stages, export them, embed every track.
 
-    config = larp_preset(preset, seed=seed, clauses=_names(clauses))
-    config = replace(
-        config,
-        audio=replace(config.audio, checkpoint=audio or config.audio.checkpoint),
-        text=replace(config.text, checkpoint=text or config.text.checkpoint),
-    )
-    _open(data, work).train_larp(config)
+    `torchrun --nproc-per-node N -m training larp ...` trains on N processes.
+    """
+    given = {"freeze": freeze, "batch_size": batch_size, "micro_batch": micro_batch}
+    config = _larp_config(preset, seed, clauses, towers, audio, text, **given)
+    _open(data, work).train_larp(config, fresh=fresh)
+
+
+@app.command()
+def report(
+    data: DataArgument,
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("var/report"),
+    work: WorkOption = WORK,
+    preset: PresetOption = "cpu",
+    seed: SeedOption = 0,
+    clauses: ClausesOption = CLAUSES,
+    audio: AudioOption = None,
+    text: TextOption = None,
+    towers: TowersOption = None,
+    freeze: FreezeOption = None,
+    batch_size: BatchOption = None,
+    micro_batch: MicroOption = None,
+    transfer: Annotated[
+        list[Path] | None, typer.Option(help="Another data set to train on and test here (Table 4); repeatable.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Values of J for Figure 4, by comma; empty for none.")] = "1,5,10,30",
+    recommenders: Annotated[bool, typer.Option(help="Fit DropoutNet and CLCRec too (Table 2).")] = True,
+    checks: Annotated[bool, typer.Option("--checks", help="Measure the sensitivity to tau, m and the queue.")] = False,
+    repeats: Annotated[int, typer.Option(help="Draws of seeds from each test playlist.")] = 1,
+    min_tracks: Annotated[int, typer.Option(help="Test playlists with fewer test tracks are left out.")] = 2,
+) -> None:
+    """Train LARP in every variant and write the paper's tables and figures for a data set, as Markdown and PNG."""
+    from training.data.dataset import DataSet
+    from training.evaluation.continuation import ContinuationProtocol
+    from training.report.report import Scope, write_report
+
+    given = {"freeze": freeze, "batch_size": batch_size, "micro_batch": micro_batch}
+    config = _larp_config(preset, seed, clauses, towers, audio, text, **given)
+    pipeline = _open(data, work)
+    others = [pipeline.beside(DataSet.open(path)).study(config) for path in transfer or []]
+    protocol = ContinuationProtocol(repeats=repeats, min_tracks=min_tracks)
+    scope = Scope(protocol, _counts(seeds), recommenders, checks)
+    write_report(pipeline.study(config), out, scope, others, pipeline.progress)
 
 
 @app.command()
@@ -98,11 +178,20 @@ def bcl(
 
 
 @app.command()
-def evaluate(data: DataArgument, work: WorkOption = WORK) -> None:
-    """Measure on cold test tracks, beside the baselines."""
+def evaluate(
+    data: DataArgument,
+    work: WorkOption = WORK,
+    seeds: Annotated[str, typer.Option(help="Counts of given tracks, by comma: a table each, e.g. 1,5,10,25.")] = "",
+    by_homogeneity: Annotated[
+        bool, typer.Option("--by-homogeneity", help="Tables by how alike a playlist's tracks are.")
+    ] = False,
+) -> None:
+    """Measure on cold test tracks, beside the baselines: all of them, other artists' and new artists' alone."""
     from training.evaluate import Protocols
+    from training.evaluation.questions import Questions
 
-    _open(data, work, _fields(work)).evaluate(Protocols())
+    asked = Questions(seeds=_counts(seeds), homogeneity=by_homogeneity)
+    _open(data, work, _fields(work)).evaluate(Protocols(questions=asked))
 
 
 @app.command()

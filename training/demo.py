@@ -8,7 +8,7 @@ from training.evaluate import Protocols, test_queries
 from training.evaluation.audience import AudienceProtocol
 from training.evaluation.continuation import ContinuationProtocol
 from training.evaluation.matching import MatchingProtocol
-from training.larp.config import larp_preset
+from training.larp.presets import larp_preset
 from training.pipeline import Pipeline
 from training.progress import Progress
 from training.workspace import Workspace

@@ -86,8 +86,8 @@ def embed_catalogue(dataset: DataSet, encoder: Encoder, progress: Progress, *, t
 
 
 def _embed(encoder: Encoder, track: Track, path: Path | None) -> TrackVectors | None:
-    text = caption(track, encoder.clauses)
-    mel = log_mel(decode(path).clips) if path else None
+    text = caption(track, encoder.clauses) if encoder.reads else ""
+    mel = log_mel(decode(path).clips) if path and encoder.hears else None
     if mel is None and not text:
         return None
     return encoder.track(mel, text, track.lyrics)

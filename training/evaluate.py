@@ -1,6 +1,6 @@
 """The figures of one training: each task's table, Debut beside its baselines, on cold test tracks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,15 +9,24 @@ from scipy import sparse
 
 from training.data.dataset import TEST, TRAIN, DataSet
 from training.embed import Embeddings
-from training.evaluation import baselines
+from training.evaluation import baselines, questions
 from training.evaluation.audience import AudienceProtocol
 from training.evaluation.audience import evaluate_audience as _audience
 from training.evaluation.cat import cat_scorer
-from training.evaluation.continuation import ContinuationProtocol, ContinuationQuery, draw_queries, mean_of_seeds
+from training.evaluation.continuation import (
+    ContinuationProtocol,
+    ContinuationQuery,
+    Scorer,
+    draw_queries,
+    mean_of_seeds,
+)
 from training.evaluation.continuation import evaluate_continuation as _continuation
 from training.evaluation.matching import MatchingProtocol, inner_product, matching_task
 from training.evaluation.matching import evaluate_matching as _matching
+from training.evaluation.questions import Questions
 from training.evaluation.results import Evaluation, EvaluationError
+
+DEBUT = "Debut (LARP)"
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,7 @@ class Protocols:
     continuation: ContinuationProtocol = field(default_factory=ContinuationProtocol)
     matching: MatchingProtocol = field(default_factory=MatchingProtocol)
     audience: AudienceProtocol = field(default_factory=AudienceProtocol)
+    questions: Questions = field(default_factory=Questions)
 
 
 def evaluate(
@@ -43,13 +53,15 @@ def evaluate(
     """
     tables: list[Evaluation] = []
     left_out: list[str] = []
-    for task in (
-        lambda: evaluate_continuation(dataset, embeddings, protocols.continuation, clauses),
-        lambda: evaluate_matching(dataset, embeddings, matched, protocols.matching),
-        lambda: evaluate_audience(dataset, embeddings, matched, protocols.audience),
-    ):
+    tasks: list[Callable[[], list[Evaluation]]] = [
+        lambda: [evaluate_continuation(dataset, embeddings, protocols.continuation, clauses)],
+        *_questions(dataset, embeddings, protocols, clauses),
+        lambda: [evaluate_matching(dataset, embeddings, matched, protocols.matching)],
+        lambda: [evaluate_audience(dataset, embeddings, matched, protocols.audience)],
+    ]
+    for task in tasks:
         try:
-            tables.append(task())
+            tables += task()
         except EvaluationError as error:
             left_out.append(error.detail)
     return tables, left_out
@@ -62,17 +74,47 @@ def evaluate_continuation(
     clauses: Sequence[str],
 ) -> Evaluation:
     """Continue test playlists with test tracks (LARP's protocol). Raises EvaluationError without test playlists."""
-    candidates = dataset.track_split == TEST
-    queries = test_queries(dataset, protocol)
-    methods = {
-        "Debut (LARP, audio + text)": mean_of_seeds(embeddings.continuation),
-        "Debut, audio tower alone": mean_of_seeds(embeddings.audio),
-        "Debut, text tower alone": mean_of_seeds(embeddings.text),
-        "TF-IDF of the caption": mean_of_seeds(baselines.tfidf_captions(dataset.tracks, clauses)),
-        "same artist": mean_of_seeds(baselines.same_artist(dataset.tracks)),
-        "random": baselines.random_continuation(),
-    }
-    return _continuation(methods, queries, np.flatnonzero(candidates), protocol)
+    candidates = np.flatnonzero(dataset.track_split == TEST)
+    methods = continuation_methods(dataset, embeddings, clauses)
+    return _continuation(methods, test_queries(dataset, protocol), candidates, protocol)
+
+
+def continuation_methods(dataset: DataSet, embeddings: Embeddings, clauses: Sequence[str]) -> dict[str, Scorer]:
+    """Debut and what it must beat, by name."""
+    towers = {"audio": embeddings.audio, "text": embeddings.text}
+    there = {name: vectors for name, vectors in towers.items() if not np.isnan(vectors).all()}
+    methods = {DEBUT: mean_of_seeds(embeddings.continuation)}
+    if len(there) > 1:
+        methods |= {f"Debut, {name} tower alone": mean_of_seeds(vectors) for name, vectors in there.items()}
+    methods["TF-IDF of the caption"] = mean_of_seeds(baselines.tfidf_captions(dataset.tracks, clauses))
+    methods["TF-IDF of its letters"] = mean_of_seeds(baselines.tfidf_letters(dataset.tracks, clauses))
+    if (dataset.root / questions.ARTISTS).is_file():
+        shared = baselines.shared_artist(questions.artist_labels(dataset))
+        methods["shared artist"] = mean_of_seeds(shared)
+    methods["same artist"] = mean_of_seeds(baselines.same_artist(dataset.tracks))
+    return methods | {"random": baselines.random_continuation()}
+
+
+def _questions(
+    dataset: DataSet, embeddings: Embeddings, protocols: Protocols, clauses: Sequence[str]
+) -> list[Callable[[], list[Evaluation]]]:
+    asked, protocol = protocols.questions, protocols.continuation
+    if not (dataset.playlist_split == TEST).any():
+        return []
+    methods = continuation_methods(dataset, embeddings, clauses)
+    tasks: list[Callable[[], list[Evaluation]]] = []
+    if asked.other_artists:
+        queries = test_queries(dataset, protocol)
+        tasks.append(lambda: [questions.of_other_artists(dataset, methods, queries, protocol)])
+    if asked.new_artists:
+        tasks.append(lambda: [questions.of_new_artists(dataset, methods, protocol)])
+    tasks += [lambda count=count: [questions.by_seeds(dataset, methods, count, protocol)] for count in asked.seeds]
+    if asked.homogeneity:
+        vectors = embeddings.continuation
+        tasks.append(
+            lambda: questions.by_homogeneity(dataset, methods, vectors, test_queries(dataset, protocol), protocol)
+        )
+    return tasks
 
 
 def test_queries(dataset: DataSet, protocol: ContinuationProtocol) -> list[ContinuationQuery]:

@@ -18,16 +18,19 @@ from training.bcl.export import export_matcher
 from training.bcl.train import train_bcl
 from training.data.clips import ClipCache
 from training.data.dataset import TEST, TRAIN, VALID, DataSet
+from training.distributed import World, joined
 from training.embed import Embeddings, embed_catalogue
-from training.evaluate import Protocols, evaluate
+from training.evaluate import DEBUT, Protocols, evaluate
 from training.evaluation.results import Evaluation
-from training.folders import replace_folder
+from training.folders import remove_folder, replace_folder
 from training.larp.checkpoint import load_larp
 from training.larp.config import LarpConfig
 from training.larp.export import export_towers
-from training.larp.training import train_larp
-from training.progress import Progress
+from training.larp.towers import front_end
+from training.larp.training import Run, train_larp
+from training.progress import Progress, Silent
 from training.publish import Trained, publish_release
+from training.report.variants import Study
 from training.workspace import Workspace, WorkspaceError
 
 VECTORS = "vectors.npy"
@@ -54,15 +57,51 @@ class Pipeline:
         )
         ClipCache.build(self.dataset, self.workspace.clips, self.progress)
 
-    def train_larp(self, config: LarpConfig) -> None:
-        """Train the towers, export them, and embed every track with the exported ones."""
+    def train_larp(self, config: LarpConfig, *, fresh: bool = False) -> None:
+        """Train the towers, export them, and embed every track with the exported ones.
+
+        A training that was broken off goes on, unless `fresh`. Under torchrun every process trains and the first one
+        does the rest.
+        """
         space = self.workspace
-        clips = ClipCache.build(self.dataset, space.clips, self.progress)
-        train_larp(self.dataset, clips, space.larp, config, self.progress)
+        if fresh:
+            remove_folder(space.saves)
+        run = Run(space.larp, space.saves, space.features, space.board)
+        with joined() as world:
+            clips = self._clips(config, world)
+            train_larp(self.dataset, clips, run, config, self.progress if world.first else Silent())
+        if not world.first:
+            return
+        if clips is not None and clips.unreadable:
+            self.progress.say(f"{len(clips.unreadable)} audio files could not be read and were not learnt from")
         self.progress.say("exporting the towers")
         replace_folder(space.encoder, lambda folder: export_towers(load_larp(space.larp), folder))
         embeddings = embed_catalogue(self.dataset, Encoder.open(space.encoder), self.progress)
         space.leave(space.vectors, embeddings.save, self._made_from())
+
+    def _clips(self, config: LarpConfig, world: World | None = None) -> ClipCache | None:
+        """The clip cache for the audio tower's front end; the first process decodes what it lacks, others wait for it.
+
+        None without an audio tower.
+        """
+        if "audio" not in config.towers:
+            return None
+        heard_by = front_end(config)
+        folder = heard_by.folder(self.workspace.clips)
+        if world is not None and world.first:
+            ClipCache.build(self.dataset, folder, self.progress, front_end=heard_by)
+        if world is not None:
+            world.wait()
+        return ClipCache.build(self.dataset, folder, Silent() if world else self.progress, front_end=heard_by)
+
+    def beside(self, dataset: DataSet) -> "Pipeline":
+        """A pipeline for another data set, its workspace inside this one's."""
+        root = self.workspace.root / "others" / f"{dataset.root.name}-{dataset.fingerprint[:8]}"
+        return Pipeline(dataset, Workspace(root), self.progress)
+
+    def study(self, config: LarpConfig) -> Study:
+        """What a report on this data set trains its variants with."""
+        return Study(self.dataset, self._clips(config), config, self.workspace.root / "report", self.progress)
 
     def train_bcl(self, config: BclConfig) -> None:
         """Train the matcher, export it, and give every track its matching vector.
@@ -85,6 +124,8 @@ class Pipeline:
         tables, left_out = evaluate(self.dataset, embeddings, matching, protocols, Encoder.open(space.encoder).clauses)
         for table in tables:
             self.progress.say(f"\n{table.heading()}\n{table.table()}\n")
+        for table in tables[: bool(tables and tables[0].task == "continuation")]:
+            self.progress.say(f"{table.differences(DEBUT, next(iter(table.chance)))}\n")
         for reason in left_out:
             self.progress.say(f"not measured: {reason}")
         text = json.dumps({table.task: table.to_json() for table in tables}, indent=1, ensure_ascii=False) + "\n"

@@ -34,6 +34,21 @@ class Workspace:
         return self.root / "larp"
 
     @property
+    def saves(self) -> Path:
+        """Where a LARP training that was broken off goes on from (`larp`)."""
+        return self.root / "larp.saves"
+
+    @property
+    def features(self) -> Path:
+        """Outputs of frozen encoders (`larp --freeze`)."""
+        return self.root / "larp.features"
+
+    @property
+    def board(self) -> Path:
+        """TensorBoard's curves (`larp`)."""
+        return self.root / "board"
+
+    @property
     def encoder(self) -> Path:
         """The exported towers (`larp`)."""
         return self.root / "encoder"

@@ -18,6 +18,7 @@ class Towers:
 
     dims = 4
     clauses = ("title",)
+    hears = reads = True
 
     def track(self, mel: object, text: str, lyrics: str | None) -> TrackVectors:
         one = np.eye(4, dtype=np.float32)

@@ -9,16 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.loop import (
-    LoopConfig,
-    TrainingError,
-    copy_state,
-    fit,
-    learning_rate,
-    pick_device,
-    reproducible,
-    uses_bf16,
-)
+from training.hardware import HardwareError, out_of_memory, pick_device, reproducible, uses_bf16
+from training.loop import LoopConfig, TrainingError, copy_state, fit, learning_rate
 from training.progress import Progress, Silent
 
 
@@ -40,10 +32,12 @@ class Line(nn.Module):
     def steps(self, epoch: int) -> int:
         return self._batches
 
-    def batches(self, epoch: int) -> Iterator[Tensor]:
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(epoch)
-        for _ in range(self._batches):
-            yield torch.randn(8, 1, generator=generator)
+        for number in range(self._batches):
+            batch = torch.randn(8, 1, generator=generator)
+            if number >= start:
+                yield batch
 
     def loss(self, batch: Tensor) -> tuple[Tensor, dict[str, float]]:
         self.modes.append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
@@ -156,7 +150,7 @@ def test_a_loss_or_score_that_is_not_finite_stops_the_run() -> None:
 
 def test_devices() -> None:
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(TrainingError, match="device 'toaster'") as caught:
+    with pytest.raises(HardwareError, match="device 'toaster'") as caught:
         pick_device("toaster")
     assert caught.value.code == "device_missing"
 
@@ -222,9 +216,127 @@ def test_a_run_can_be_repeated_and_leaves_seed_and_threads_as_they_were() -> Non
     torch.manual_seed(5)
     threads, drawn = torch.get_num_threads(), []
     for _ in range(2):
-        with reproducible(settings(threads=1, seed=3)):
+        with reproducible(3, threads=1):
             assert torch.get_num_threads() == 1
             drawn.append(torch.rand(4))
     assert torch.equal(drawn[0], drawn[1])
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.rand(2), expected)
+
+
+def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(5)))
+    for processes, expected in (("1", 5), ("2", 2), ("8", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        with reproducible(0):
+            assert torch.get_num_threads() == expected
+        with reproducible(0, threads=3):
+            assert torch.get_num_threads() == 3
+
+
+# ----- parts, and running out of memory -----
+
+
+class Divided(Line):
+    """Gives its batch in parts of at most `micro` rows; parts over `fits` rows run out of memory."""
+
+    def __init__(self, micro: int, fits: int = 8, error: Exception | None = None) -> None:
+        super().__init__([0.0], batches=4)
+        self.micro, self.fits, self.error = micro, fits, error
+        self.sizes: list[int] = []
+
+    def parts(self, batch: Tensor) -> list[tuple[Tensor, int]]:
+        return [(part, len(batch)) for part in batch.split(self.micro)]
+
+    def loss(self, batch: tuple[Tensor, int]) -> tuple[Tensor, dict[str, float]]:  # type: ignore[override]
+        part, count = batch
+        self.sizes.append(len(part))
+        if len(part) > self.fits and self.error:
+            raise self.error
+        error = (part @ self.weight + self.bias - (2 * part + 1)).square().sum() / count
+        return error, {"error": error.item()}
+
+    def halve(self) -> bool:
+        self.micro //= 2
+        return self.micro > 0
+
+
+def test_gradients_of_parts_add_up_to_those_of_the_batch() -> None:
+    whole, divided = Line([0.0], batches=4), Divided(3)
+    results = [fit(task, settings(epochs=1, clip_norm=0.0), Silent()) for task in (whole, divided)]
+    assert divided.sizes == [3, 3, 2] * 4
+    assert torch.allclose(whole.weight, divided.weight, atol=1e-6)
+    assert torch.allclose(whole.bias, divided.bias, atol=1e-6)
+    for name, value in results[0].history[0].items():
+        assert results[1].history[0][name] == pytest.approx(value, rel=1e-5), name
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: not enough memory: you tried"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cpu", "mmap", "python"])
+def test_a_batch_that_does_not_fit_is_encoded_in_smaller_parts(error: Exception) -> None:
+    said = io.StringIO()
+    tight, roomy = Divided(8, fits=2, error=error), Divided(2)
+    fit(tight, settings(epochs=1), Progress(said, interval_s=1e9))
+    fit(roomy, settings(epochs=1), Silent())
+    assert tight.sizes == [8, 4] + [2] * 16  # found out in the first step, remembered in the others
+    assert torch.equal(tight.weight, roomy.weight)
+    assert torch.equal(tight.bias, roomy.bias)
+    assert said.getvalue().count("line: memory ran out; from here on batches are encoded in smaller parts") == 2
+
+
+def test_memory_that_holds_not_even_one_is_an_error_that_says_what_to_do() -> None:
+    tight = Divided(8, fits=0, error=OUT_OF_MEMORY[1])
+    with pytest.raises(TrainingError, match=r"memory ran out at step 0 \(.*not enough memory.*--micro-batch") as caught:
+        fit(tight, settings(epochs=1), Silent())
+    assert caught.value.code == "out_of_memory"
+    assert tight.sizes == [8, 4, 2, 1]
+
+
+def test_other_errors_are_not_taken_for_want_of_memory() -> None:
+    assert all(out_of_memory(error) for error in OUT_OF_MEMORY)
+    assert not out_of_memory(ValueError("not enough memory"))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        fit(Divided(8, fits=0, error=RuntimeError("shapes differ")), settings(epochs=1), Silent())
+
+
+def test_a_step_draws_the_same_numbers_whatever_was_drawn_before() -> None:
+    class Drawing(Line):
+        drawn: list[float]
+
+        def loss(self, batch: Tensor) -> tuple[Tensor, dict[str, float]]:
+            self.drawn.append(torch.rand(()).item())
+            return super().loss(batch)
+
+        def validate(self) -> float:
+            torch.rand(self.draws)
+            return 0.0
+
+    tasks = [Drawing([]), Drawing([])]
+    for draws, task in enumerate(tasks, 1):
+        task.drawn, task.draws = [], draws
+        fit(task, settings(epochs=2), Silent())
+    assert tasks[0].drawn == tasks[1].drawn
+    assert len(set(tasks[0].drawn)) == 6
+
+
+def test_curves_go_to_the_board() -> None:
+    class Curves:
+        def __init__(self) -> None:
+            self.points: list[tuple[str, int, float]] = []
+
+        def scalars(self, values: dict[str, float], step: int) -> None:
+            self.points += [(name, step, value) for name, value in values.items()]
+
+    task, curves = Line([0.25, 0.5], batches=10), Curves()
+    fit(task, settings(epochs=2), Silent(), board=curves)  # type: ignore[arg-type]
+    assert {(name, step) for name, step, _ in curves.points} == {
+        (f"line/{name}", step) for step in (10, 20) for name in ("loss", "error", "lr", "score")
+    }
+    assert [value for name, _, value in curves.points if name == "line/score"] == [0.25, 0.5]

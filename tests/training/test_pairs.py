@@ -1,5 +1,7 @@
 """Co-playlist pairs against loops over sets."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -34,15 +36,37 @@ def test_a_pair_shares_the_drawn_playlist(playlists: list[set[int]], seed: int, 
 @given(worlds, st.lists(st.integers(-1, TRACKS - 1), min_size=1, max_size=9))
 def test_relations_are_those_of_the_sets(playlists: list[set[int]], columns: list[int]) -> None:
     pairs, keys = pairs_of(playlists), np.array(columns)
-    related = pairs.related(np.arange(TRACKS), keys)
-    chosen = np.array([-1, *range(len(playlists))])
-    holds = pairs.holds(chosen, keys)
+    tracks = np.repeat(np.arange(TRACKS), 2)
+    chosen = np.resize(np.array([-1, *range(len(playlists))]), len(tracks))
+    related, holds = pairs.relations(tracks, chosen, keys)
+    assert related.shape == holds.shape == (len(tracks), len(columns))
     for k, column in enumerate(columns):
-        for track in range(TRACKS):
-            together = any({track, column} <= tracks for tracks in playlists)
-            assert related[track, k] == (together and track != column)
-        for row, playlist in enumerate(chosen):
+        for row, (track, playlist) in enumerate(zip(tracks, chosen, strict=True)):
+            together = any({track, column} <= members for members in playlists)
+            assert related[row, k] == (together and track != column)
             assert holds[row, k] == (playlist >= 0 and column in playlists[playlist])
+
+
+def test_relations_need_no_table_of_the_whole_catalogue() -> None:
+    """A million tracks, 100 of them in the batch against 1,000 columns: no array of 100 x 1,000,000."""
+    rng = np.random.default_rng(0)
+    tracks, size = 1_000_000, 20
+    rows = np.concatenate([np.unique(rng.integers(0, tracks, size)) for _ in range(20_000)])
+    lengths = np.full(len(rows) // 10, 10)
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    pairs = PlaylistPairs(indptr, rows[: indptr[-1]], tracks)
+    batch = pairs.rows[:100]
+    playlists = np.repeat(np.arange(10), 10)
+    columns = pairs.rows[:1000]
+    tracemalloc.start()
+    try:
+        related, holds = pairs.relations(batch, playlists, columns)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4_000_000
+    assert related[:, :100].sum() >= 900
+    assert holds[:, :100].sum() >= 1000
 
 
 @settings(max_examples=60, deadline=None)
@@ -90,5 +114,10 @@ def test_no_playlists_at_all() -> None:
     pairs = PlaylistPairs(np.zeros(1, np.int64), np.empty(0, np.int64), 3)
     partners, parents = pairs.draw(np.arange(3), np.random.default_rng(0))
     assert partners.tolist() == parents.tolist() == [-1, -1, -1]
-    assert not pairs.related(np.arange(3), np.array([0, 1, -1])).any()
-    assert not pairs.holds(parents, np.array([0, 1])).any()
+    for columns in ([0, 1, -1], [-1], []):
+        related, holds = pairs.relations(np.arange(3), parents, np.array(columns, np.int64))
+        assert related.shape == holds.shape == (3, len(columns))
+        assert not related.any()
+        assert not holds.any()
+    assert pairs.empty
+    assert pairs.seeds(np.arange(3), parents, 2, np.random.default_rng(0)).tolist() == [[-1, -1]] * 3

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -95,9 +96,12 @@ class BclTask:
             return -(-len(self.pairs.neighbours.rows) // self.config.batch)
         return -(-len(self.items) // self.config.items)
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the rows of each step; the same for the same seed and epoch, whatever came before."""
         rng = np.random.default_rng([self.config.loop.seed, 1, epoch])
+        return islice(self._batches(epoch, rng), start, None)
+
+    def _batches(self, epoch: int, rng: np.random.Generator) -> Iterator[Batch]:
         none = np.empty(0, np.int64)
         for _ in range(self.steps(epoch)):
             drawn = self.pairs.draw(self.config.batch, self.config.negatives, rng) if self.pairs else (none,) * 3

@@ -1,9 +1,7 @@
 """From a data set and LARP's vectors to a trained BCL: supervision, fields, loop, checkpoint."""
 
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +20,8 @@ from training.bcl.model import Bcl
 from training.bcl.supervision import ItemPairs, item_cf, item_pairs, listen_matrix
 from training.bcl.task import BclTask, Validation
 from training.data.splits import TEST, TRAIN, VALID
-from training.loop import FitResult, LoopConfig, fit, pick_device
+from training.hardware import pick_device, reproducible
+from training.loop import FitResult, fit
 from training.progress import Progress
 
 
@@ -90,7 +89,7 @@ def train_bcl(
             raise BclError(f"one field ({fields.groups[0]}) and no co-listening: BCL has nothing to learn from")
         config = replace(config, contrastive_weight=0.0)  # two views need two fields
     _tell(progress, pairs, validation)
-    with _reproducible(config.loop):
+    with reproducible(config.loop.seed, config.loop.threads):
         # Not even their content is learnt from: a song that is uploaded later will not have been seen either.
         items = np.flatnonzero(split != TEST)
         task = BclTask(Bcl(fields, config), inputs, pairs, validation, pick_device(config.loop.device), items)
@@ -112,19 +111,6 @@ def train_bcl(
     )
     save_bcl(model, directory, model_card(result))
     return result
-
-
-@contextmanager
-def _reproducible(loop: LoopConfig) -> Iterator[None]:
-    """Fix torch's seed and threads while the block runs, then put both back as they were."""
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(loop.seed)
-        torch.set_num_threads(loop.threads or len(os.sched_getaffinity(0)))
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
 
 
 def _supervision(

@@ -20,12 +20,10 @@ class PlaylistPairs:
         self.rows = np.asarray(rows, np.int64)
         self.lengths = np.diff(self.indptr)
         count = len(self.lengths)
-        ones = np.ones(len(self.rows), np.int32)
-        self._holds = sparse.csr_array((ones, self.rows, self.indptr), shape=(count, tracks))
-        self._build_parents(tracks, weight)
+        self._build_parents(count, tracks, weight)
 
-    def _build_parents(self, tracks: int, weight: str) -> None:
-        owner = np.repeat(np.arange(count := len(self.lengths)), self.lengths)
+    def _build_parents(self, count: int, tracks: int, weight: str) -> None:
+        owner = np.repeat(np.arange(count), self.lengths)
         place = np.arange(len(self.rows)) - self.indptr[owner]
         self._parents = sparse.csr_array((np.ones(len(owner), np.int32), (self.rows, owner)), shape=(tracks, count))
         useful = self.lengths[owner] >= 2
@@ -68,33 +66,40 @@ class PlaylistPairs:
         return np.clip(entry, first, np.maximum(last - 1, first)).astype(np.int64)
 
     def seeds(self, tracks: Rows, playlists: Rows, count: int, rng: np.random.Generator) -> Rows:
-        """Up to `count` tracks of each playlist besides the track itself, i64 [B, count], padded with -1."""
+        """Up to `count` tracks of each playlist besides the track itself, in its order, i64 [B, count], padded with
+        -1.
+        """
         seeds = np.full((len(tracks), count), -1, np.int64)
         for k, (track, playlist) in enumerate(zip(tracks, playlists, strict=True)):
             if playlist < 0:
                 continue
             members = self.rows[self.indptr[playlist] : self.indptr[playlist + 1]]
-            chosen = members[rng.permutation(len(members))[: count + 1]]
-            chosen = chosen[chosen != track][:count]
-            seeds[k, : len(chosen)] = chosen
+            own = np.flatnonzero(members == track)[:1]
+            others = len(members) - len(own)
+            places = np.sort(rng.choice(others, min(count, others), replace=False, shuffle=False))
+            if len(own):
+                places += places >= own[0]
+            seeds[k, : len(places)] = members[places]
         return seeds
 
-    def related(self, tracks: Rows, columns: Rows) -> NDArray[np.bool_]:
-        """Whether each track shares a playlist with each column's track; a track is not related to itself.
+    def relations(self, tracks: Rows, playlists: Rows, columns: Rows) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which columns' tracks share a playlist with each track, and which are in each playlist.
 
-        i64 [B], i64 [K] (-1: an empty column) -> bool [B, K].
+        tracks i64 [B], playlists i64 [B] (-1: none), columns i64 [K] (-1: an empty column) -> bool [B, K], [B, K]. A
+        track does not share a playlist with itself. Costs as much as the playlists of these tracks hold, however large
+        the catalogue.
         """
-        together = (self._parents[tracks] @ self._holds).toarray() > 0
-        return self._columns(together, columns) & (tracks[:, None] != columns[None, :])
-
-    def holds(self, playlists: Rows, columns: Rows) -> NDArray[np.bool_]:
-        """Whether each playlist (-1: none) holds each column's track (-1: none). bool [B, K]."""
-        if not len(self.lengths):
-            return np.zeros((len(playlists), len(columns)), bool)
-        members = self._holds[np.maximum(playlists, 0)].toarray() > 0
-        members &= (playlists >= 0)[:, None]
-        return self._columns(members, columns)
-
-    @staticmethod
-    def _columns(matrix: NDArray[np.bool_], columns: Rows) -> NDArray[np.bool_]:
-        return matrix[:, np.maximum(columns, 0)] & (columns >= 0)[None, :]
+        related = np.zeros((len(tracks), len(columns)), bool)
+        holds = np.zeros((len(tracks), len(columns)), bool)
+        filled = np.flatnonzero(columns >= 0)
+        if not len(self.lengths) or not len(filled):
+            return related, holds
+        known = columns[filled]
+        by_playlist = self._parents[known].T.tocsr()  # [playlists, columns]
+        together = (self._parents[tracks] @ by_playlist).tocoo()
+        related[together.row, filled[together.col]] = True
+        related &= tracks[:, None] != columns[None, :]
+        chosen = np.flatnonzero(playlists >= 0)
+        inside = by_playlist[playlists[chosen]].tocoo()
+        holds[chosen[inside.row], filled[inside.col]] = True
+        return related, holds

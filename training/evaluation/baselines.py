@@ -25,6 +25,18 @@ def tfidf_captions(tracks: Sequence[Track], clauses: Collection[str] = CLAUSES) 
     return sparse.csr_array(words.fit_transform([caption(track, clauses) for track in tracks]))
 
 
+def tfidf_letters(tracks: Sequence[Track], clauses: Collection[str] = CLAUSES) -> sparse.csr_array:
+    """Return TF-IDF of runs of 3 to 5 letters inside the captions' words, unit rows [N, runs]."""
+    captions = [caption(track, clauses) for track in tracks]
+    runs = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), min_df=2 if len(captions) > 100 else 1)
+    return sparse.csr_array(runs.fit_transform(captions))
+
+
+def shared_artist(labels: sparse.csr_array) -> sparse.csr_array:
+    """Return the artists [N, A] of `questions.artist_labels` as unit rows: tracks of several artists share in each."""
+    return unit(labels)
+
+
 def tfidf_attributes(tracks: Sequence[Track], names: Sequence[str] = ()) -> sparse.csr_array:
     """Return binary TF-IDF of genres, artist, language and the attributes `names`, unit rows [N, values]."""
     tokens = [_attribute_tokens(track, names) for track in tracks]

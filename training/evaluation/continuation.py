@@ -20,6 +20,9 @@ from training.evaluation.vectors import Vectors, filled, similarity
 Scorer = Callable[[Sequence[NDArray[np.int64]], NDArray[np.int64]], NDArray[np.floating]]
 """(seed rows of each of Q queries, candidate rows [C]) -> scores [Q, C], greater is better."""
 
+Transform = Callable[[NDArray[np.float32]], NDArray[np.floating]]
+"""Rows of vectors [n, d] -> [n, k]; a row with NaN (missing) stays one."""
+
 
 class PlaylistLists(Protocol):
     """What is read of a data set's playlists: their ids and their track rows in CSR form."""
@@ -114,23 +117,40 @@ def other_labels(queries: Sequence[ContinuationQuery], labels: sparse.csr_array)
     return out
 
 
-def mean_of_seeds(vectors: Vectors) -> Scorer:
-    """Return the ItemKNN scorer: mean of the seeds' vectors . the candidate's vector.
+def mean_of_seeds(vectors: Vectors, *, playlists: Transform | None = None, tracks: Transform | None = None) -> Scorer:
+    """Return the scorer of Eq. 26: mean of the seeds' vectors . the candidate's vector.
 
     `vectors` [N, d], unit rows, dense (NaN where missing) or sparse. Missing seeds are left out of the mean
-    (with none left all candidates tie), missing candidates come last.
+    (with none left all candidates tie), missing candidates come last. A recommender gives `playlists`, which maps
+    the means f32 [q, d] -> [q, k] (Eq. 28, 30), and `tracks`, which maps vectors f32 [n, d] -> [n, k] of `vectors`
+    that are dense.
     """
 
     def score(seeds: Sequence[NDArray[np.int64]], candidates: NDArray[np.int64]) -> NDArray[np.floating]:
-        rows, sizes = np.concatenate(seeds), np.array([len(s) for s in seeds])
-        usable = filled(vectors[rows])
-        query = np.repeat(np.arange(len(seeds)), sizes)
-        some = np.ones(len(rows)) if sparse.issparse(usable) else np.any(usable != 0, axis=1).astype(np.float64)
-        weight = some / np.maximum(np.bincount(query, some, len(seeds)), 1)[query]
-        mean = sparse.csr_array((weight, (query, np.arange(len(rows)))), shape=(len(seeds), len(rows)))
-        return similarity(mean @ usable, vectors, candidates)
+        means, some = seed_means(vectors, seeds)
+        offered = vectors[candidates]
+        if tracks is not None:
+            offered = np.asarray(tracks(np.asarray(offered, np.float32)))
+        if playlists is not None:
+            means = np.where(some[:, None], playlists(np.asarray(means, np.float32)), 0.0).astype(np.float64)
+        return similarity(means, offered, np.arange(len(candidates)))
 
     return score
+
+
+def seed_means(vectors: Vectors, seeds: Sequence[NDArray[np.int64]]) -> tuple[Vectors, NDArray[np.bool_]]:
+    """Return the mean of each query's known seed vectors (Eq. 12), float64 [Q, d], and whether it had any, bool [Q].
+
+    Where it had none the mean is zero.
+    """
+    rows, sizes = np.concatenate(seeds), np.array([len(s) for s in seeds])
+    usable = filled(vectors[rows])
+    query = np.repeat(np.arange(len(seeds)), sizes)
+    some = np.ones(len(rows)) if sparse.issparse(usable) else np.any(usable != 0, axis=1).astype(np.float64)
+    count = np.bincount(query, some, len(seeds))
+    weight = some / np.maximum(count, 1)[query]
+    mean = sparse.csr_array((weight, (query, np.arange(len(rows)))), shape=(len(seeds), len(rows)))
+    return mean @ usable, count > 0
 
 
 def evaluate_continuation(

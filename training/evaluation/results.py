@@ -68,6 +68,14 @@ class Evaluation:
         facts = [f"{name} {value}" for name, value in self.protocol.items() if isinstance(value, int | float)]
         return f"{self.task}: {', '.join([f'{self.queries} queries', *facts])}"
 
+    def differences(self, against: str, figure: str) -> str:
+        """Return a text table: `against` minus each other method in a figure, query by query, with its interval."""
+        rows = [["method", f"{against} minus it, {figure} [95 %]"]]
+        for other in (m.method for m in self.methods if m.method != against):
+            found = self.difference(against, other, figure)
+            rows.append([other, f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"])
+        return _aligned(rows)
+
     def table(self, figures: Sequence[str] = ()) -> str:
         """Return a text table: a method a line, the first figure with interval, chance and ceiling below."""
         names = list(figures) or list(self.methods[0].figures)

@@ -10,14 +10,14 @@ from index.tracks import Track
 from training.larp.config import AugmentConfig
 
 
-def spec_augment(clips: NDArray[np.float32], config: AugmentConfig, rng: np.random.Generator) -> None:
-    """Blank stripes of frames and of mel bins in place (SpecAugment), f32 [B, 1, frames, 64].
+def spec_augment(clips: NDArray[np.float32], config: AugmentConfig, rngs: Sequence[np.random.Generator]) -> None:
+    """Blank stripes of frames and of mel bins in place (SpecAugment), f32 [B, 1, frames, 64], a generator a clip.
 
     Blank is the clip's own mean of each bin, which the input normalisation turns into about zero. A stripe's
     width is uniform from 0 to the config's, its place uniform.
     """
     frames, bins = clips.shape[2:]
-    for clip in clips[:, 0]:
+    for clip, rng in zip(clips[:, 0], rngs, strict=True):
         mean = clip.mean(0)
         for first, last in _stripes(frames, config.time_stripes, config.time_width, rng):
             clip[first:last] = mean

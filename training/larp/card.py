@@ -8,6 +8,8 @@ from training.larp.config import LarpConfig
 if TYPE_CHECKING:
     from training.larp.training import LarpResult
 
+_READS = {"audio": "audio", "text": "a caption"}
+
 
 def model_card(dataset: DataSet, config: LarpConfig, result: "LarpResult", audio_share: float) -> str:
     """Markdown: what the model is for, what it has seen, how it scored, what to be careful about."""
@@ -16,6 +18,7 @@ def model_card(dataset: DataSet, config: LarpConfig, result: "LarpResult", audio
         for name, fit in result.stages.items()
     ]
     untrained = "" if result.untrained_score is None else f" Untrained it scored {result.untrained_score:.4f}."
+    read = " and ".join(_READS[name] for name in config.towers)
     return "\n".join(
         [
             "# LARP towers",
@@ -23,12 +26,11 @@ def model_card(dataset: DataSet, config: LarpConfig, result: "LarpResult", audio
             "Audio and caption of a track become vectors of one space, tracks of one playlist near",
             "(Salganik et al., LARP, KDD 2024, arXiv 2406.14333). Made for continuing playlists with tracks",
             "that nobody has played yet. A candidate scores the mean of the seeds' vectors times its own, each",
-            f"the normalised sum of {audio_share:.2g} x audio and {1 - audio_share:.2g} x text.",
+            f"{_joined(config, audio_share)}.",
             "",
-            f"- audio tower: HTS-AT, {_origin(config.audio.checkpoint)}; 10 s of log-mel, 48 kHz, 64 bins",
-            f"- text tower: BERT, {_origin(config.text.checkpoint)}; captions of {', '.join(config.clauses)}",
+            *_towers(config),
             f"- space: {config.dims} dimensions",
-            f"- training split: {int((dataset.track_split == TRAIN).sum())} tracks (those with audio and a caption "
+            f"- training split: {int((dataset.track_split == TRAIN).sum())} tracks (those with {read} "
             f"were learnt from), {len(dataset.members(TRAIN).ids)} playlists; fingerprint {dataset.fingerprint}",
             f"- seed {config.loop.seed}; all settings are in config.json",
             "",
@@ -43,6 +45,22 @@ def model_card(dataset: DataSet, config: LarpConfig, result: "LarpResult", audio
             "",
         ]
     )
+
+
+def _joined(config: LarpConfig, share: float) -> str:
+    if len(config.towers) == 1:
+        return f"the vector of the {config.towers[0]} tower, the only one"
+    return f"the normalised sum of {share:.2g} x audio and {1 - share:.2g} x text"
+
+
+def _towers(config: LarpConfig) -> list[str]:
+    frozen = ", encoder frozen" if config.freeze else ""
+    told = {
+        "audio": f"- audio tower: HTS-AT, {_origin(config.audio.checkpoint)}{frozen}; 10 s of log-mel, 48 kHz, 64 bins",
+        "text": f"- text tower: BERT, {_origin(config.text.checkpoint)}{frozen}; captions of "
+        f"{', '.join(config.clauses)}",
+    }
+    return [told[name] for name in config.towers]
 
 
 def _origin(checkpoint: str | None) -> str:

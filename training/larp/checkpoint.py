@@ -21,7 +21,8 @@ def save_larp(larp: Larp, config: LarpConfig, directory: Path, card: str) -> Non
     audio, text = encoder_configs(larp)
     settings = {"format": FORMAT, "larp": config.to_json(), "audio": audio, "text": text}
     _write(directory / "config.json", json.dumps(settings, indent=2, sort_keys=True) + "\n")
-    _write(directory / "tokenizer.json", larp.tokenizer.to_str(pretty=False))
+    if larp.tokenizer is not None:
+        _write(directory / "tokenizer.json", larp.tokenizer.to_str(pretty=False))
     _write(directory / "README.md", card)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in larp.state_dict().items()}
     part = directory / "model.safetensors.part"
@@ -34,7 +35,7 @@ def load_larp(directory: Path) -> Larp:
     settings = _settings(directory)
     try:
         config = LarpConfig.from_json(settings["larp"])
-        tokenizer = read_tokenizer(directory / "tokenizer.json")
+        tokenizer = read_tokenizer(directory / "tokenizer.json") if settings["text"] else None
         larp = rebuild_larp(config, settings["audio"], settings["text"], tokenizer)
         larp.load_state_dict(load_file(directory / "model.safetensors"))
     except CheckpointError:
@@ -42,14 +43,6 @@ def load_larp(directory: Path) -> Larp:
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{directory} cannot be loaded: {error}") from error
     return larp.eval()
-
-
-def load_config(directory: Path) -> LarpConfig:
-    """Read the settings a checkpoint was trained with. Raises CheckpointError."""
-    try:
-        return LarpConfig.from_json(_settings(directory)["larp"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{directory}/config.json cannot be used: {error}") from error
 
 
 def _settings(directory: Path) -> dict[str, Any]:

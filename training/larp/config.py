@@ -6,9 +6,21 @@ from typing import Any
 
 from index.caption import CLAUSES
 from index.errors import DebutError
+from training.larp.fusion import KINDS
 from training.loop import LoopConfig
 
 LOSSES = ("wtc", "ttc", "tpc")
+TOWERS = ("audio", "text")
+POOLINGS = ("auto", "cls", "mean", "attention")
+_CHOICES = {
+    "targets": ("multi", "diagonal"),
+    "positives": ("mean", "sum"),
+    "heads": ("trained", "whitened"),
+    "sides": ("cross", "all"),
+    "fusion": KINDS,
+    "tables": ("pass", "zeros"),
+    "parent_weight": ("uniform", "log"),
+}
 
 
 class SettingsError(DebutError):
@@ -22,7 +34,7 @@ class AudioTowerConfig:
     """HTS-AT (transformers' ClapAudioModel), from scratch in these sizes or from a checkpoint."""
 
     checkpoint: str | None = None
-    """Local directory with config.json and model.safetensors; the sizes below are then unused."""
+    """Directory with config.json and model.safetensors, or name on the Hugging Face hub; sizes are then unused."""
     width: int = 32
     """Channels of a patch; each further stage has twice as many."""
     depths: tuple[int, ...] = (1, 1, 2, 1)
@@ -37,6 +49,8 @@ class AudioTowerConfig:
     """Dropout after patches and projections."""
     lr_scale: float = 1.0
     """The encoder's learning rate as a multiple of the stage's; its head has the stage's own."""
+    fixed_norm: bool = True
+    """Whether batch normalisations keep the checkpoint's (or the training tracks') statistics."""
 
     def __post_init__(self) -> None:
         if len(self.depths) != len(self.heads):
@@ -48,7 +62,7 @@ class TextTowerConfig:
     """BERT and its word pieces, from scratch in these sizes or from a checkpoint."""
 
     checkpoint: str | None = None
-    """Directory with config.json, model.safetensors and tokenizer.json; the sizes below are then unused."""
+    """Directory with config.json, model.safetensors and tokenizer.json, or name on the hub; sizes are then unused."""
     width: int = 128
     """Hidden size."""
     layers: int = 2
@@ -62,7 +76,19 @@ class TextTowerConfig:
     dropout: float = 0.1
     """Dropout of hidden states and attention."""
     lr_scale: float = 1.0
-    """The encoder's learning rate as a multiple of the stage's; its head has the stage's own."""
+    """The encoder's learning rate as a multiple of the stage's; its pooling and head have the stage's own. 0: it stays
+    as it is, without dropout, and a track is run through it once a step instead of twice."""
+    pooling: str = "auto"
+    """"cls": the state of [CLS]; "mean": over the word pieces; "attention": the mean by learnt weights (`heads.Gate`);
+    "auto": "cls" or "mean", what a checkpoint of sentence-transformers says in 1_Pooling/config.json, else "cls"."""
+    keep_layers: int = 0
+    """How many of a checkpoint's layers are used, the first ones; 0: all."""
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {POOLINGS}, not {self.pooling!r}")
+        if self.keep_layers < 0 or (self.keep_layers and self.checkpoint is None):
+            raise ValueError("keep_layers counts layers of a checkpoint: without one, set layers")
 
 
 @dataclass(frozen=True)
@@ -107,11 +133,7 @@ class StageConfig:
             raise ValueError(f"losses are some of {LOSSES}, not {self.losses}")
 
 
-PAPER_STAGES = (
-    StageConfig(("wtc",), epochs=45),
-    StageConfig(("wtc", "ttc"), epochs=45),
-    StageConfig(("wtc", "ttc", "tpc"), epochs=45),
-)
+STAGES = tuple(StageConfig(LOSSES[: n + 1], epochs=45) for n in range(3))
 
 
 @dataclass(frozen=True)
@@ -120,24 +142,56 @@ class LarpConfig:
 
     audio: AudioTowerConfig = AudioTowerConfig()
     text: TextTowerConfig = TextTowerConfig()
+    towers: tuple[str, ...] = TOWERS
+    """Of "audio" and "text": with one alone, tracks are contrasted with tracks in it, and WTC has nothing to do."""
     augment: AugmentConfig = AugmentConfig()
-    stages: tuple[StageConfig, ...] = PAPER_STAGES
+    stages: tuple[StageConfig, ...] = STAGES
     loop: LoopConfig = field(default_factory=LoopConfig)
     """Optimiser, precision, device, threads and seed; epochs, lr, warm-up and patience are the stage's."""
+    freeze: bool = False
+    """Whether heads alone are trained, on the encoders' outputs computed once."""
+    spread: bool = True
+    """Whether untrained heads are centred and scaled to their encoder's outputs (`heads.spread`)."""
+    heads: str = "trained"
+    """"whitened": no parameters, but fitted to the encoders' outputs in closed form, again and again (`refit_every`):
+    the right head for encoders that know much already and for playlists too few to learn one from."""
+    refit_every: int = 10
+    """Steps after which whitened heads are fitted anew; they are also at an epoch's end."""
+    refit_tracks: int = 4096
+    """Training tracks (always the same) that they are fitted to."""
     dims: int = 256
     """Size of the shared space."""
     clauses: tuple[str, ...] = CLAUSES
     """Clauses of the caption: some of "title", "artist", "album"."""
     batch_size: int = 50
-    """Tracks encoded in a step (with their pairs from stage 2 on)."""
+    """Tracks that meet in a step (with their pairs from stage 2 on), over all ranks."""
+    micro_batch: int = 0
+    """Tracks encoded at once, the gradients accumulated, which are those of the whole batch; 0: all."""
+    targets: str = "multi"
+    """"multi": tracks that share a playlist are positives (Eq. 19, 25); "diagonal": the drawn pair alone."""
+    positives: str = "mean"
+    """"mean": each positive is to take its part of the target (the cross entropy of Eq. 19, 25); "sum": -log of what
+    all take together, so that a track need not be near everything its playlists hold."""
+    distill: float = 0.0
+    """Share of the momentum towers' own opinion in the targets, reached linearly over a stage's first two epochs."""
+    sides: str = "cross"
+    """"cross": TTC and TPC contrast audio with text (Eq. 4, 5); "all": each tower with itself too."""
     temperature: float = 0.07
     """Where the learnt temperature starts; it stays in [0.001, 0.5]."""
+    fixed_temperature: bool = False
+    """Whether it stays where it starts."""
     momentum: float = 0.995
     """m of the momentum encoders: theta_m <- m theta_m + (1 - m) theta."""
     queue: int = 57_600
     """Columns of the audio and of the text queue; 0: none, the negatives are those of the batch."""
     seeds: int = 10
     """J: tracks that are fused to a playlist in TPC."""
+    fusion: str = "residual"
+    """How (`training.larp.fusion`): "residual", "attention", "mean" or "transformer"."""
+    fusion_positions: bool = False
+    """Whether the transformer fusion is told the tracks' order in the playlist."""
+    tables: str = "pass"
+    """What the lookup tables hold when TPC begins: "pass", every track's vectors; "zeros"."""
     parent_weight: str = "uniform"
     """How a track's playlist is drawn: "uniform", or "log": by 1 / log(1 + length)."""
     audio_share: float | None = 0.5
@@ -147,26 +201,39 @@ class LarpConfig:
     """Draws of seeds from each validation playlist; their mean Recall@10 selects the epoch."""
 
     def __post_init__(self) -> None:
-        unknown = set(self.clauses) - set(CLAUSES)
-        if unknown or not self.clauses:
-            raise ValueError(f"clauses are some of {CLAUSES}, not {self.clauses}")
+        self._check_names()
         if not 0.001 <= self.temperature <= 0.5:
             raise ValueError(f"temperature must be in [0.001, 0.5], not {self.temperature}")
         if self.audio_share is not None and not 0 <= self.audio_share <= 1:
             raise ValueError(f"audio_share must be in [0, 1] or None, not {self.audio_share}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), not {self.momentum}")
-        for name, least in (
-            ("dims", 1),
-            ("batch_size", 2),
-            ("queue", 0),
-            ("seeds", 1),
-            ("validation_draws", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if self.parent_weight not in ("uniform", "log"):
-            raise ValueError(f'parent_weight must be "uniform" or "log", not {self.parent_weight!r}')
+        for name in ("momentum", "distill"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
+        least = {"dims": 1, "batch_size": 2, "micro_batch": 0, "queue": 0, "seeds": 1, "validation_draws": 1}
+        least |= {"refit_every": 1, "refit_tracks": 2}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ValueError(f"{name} must be at least {smallest}, not {getattr(self, name)}")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.freeze and self.augment.drop_clause:
+            raise ValueError("freeze reads one caption a track: it cannot go with drop_clause")
+        if self.freeze and self.text.pooling == "attention" and "text" in self.towers:
+            raise ValueError("freeze keeps pooled outputs alone: for attention pooling set the text's lr_scale to 0")
+        if self.freeze and self.heads == "whitened" and self.fixed_temperature:
+            raise ValueError("freeze, whitened heads and a fixed temperature leave nothing to train: change one")
+        if self.heads == "whitened" and not self.spread:
+            raise ValueError("whitened heads are always fitted: they cannot go without spread")
+
+    def _check_names(self) -> None:
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, not {getattr(self, name)!r}")
+        for name, known in (("clauses", CLAUSES), ("towers", TOWERS)):
+            chosen = getattr(self, name)
+            if set(chosen) - set(known) or not chosen:
+                raise ValueError(f"{name} are some of {known}, not {chosen}")
         if not self.stages:
             raise ValueError("stages must not be empty")
 
@@ -209,35 +276,3 @@ def _build(kind: Any, plain: Mapping[str, Any]) -> Any:
     if unknown := set(plain) - known:
         raise ValueError(f"{kind.__name__} has no settings {sorted(unknown)}; it has {sorted(known)}")
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
-
-
-PRESETS: dict[str, LarpConfig] = {
-    # Optimiser and schedule of section 4.1.3, for large GPUs and checkpoints; without those, small towers from scratch.
-    "paper": LarpConfig(),
-    # The demo's 240 songs in minutes on two cores.
-    "demo": LarpConfig(
-        audio=AudioTowerConfig(patch=16, width=64, depths=(1, 1), heads=(4, 8)),
-        text=TextTowerConfig(lr_scale=0.1, dropout=0.0),
-        stages=(
-            StageConfig(("wtc",), epochs=6, lr=1e-3, warmup_steps=10, patience=0),
-            StageConfig(("wtc", "ttc"), epochs=8, lr=1e-3, warmup_steps=10, patience=0),
-            StageConfig(("wtc", "ttc", "tpc"), epochs=10, lr=1e-3, warmup_steps=10, patience=0),
-        ),
-        batch_size=64,
-        queue=0,  # over so few steps the towers drift: telling stale keys from fresh ones is easier than learning
-        momentum=0.9,
-        audio_share=None,
-        loop=LoopConfig(threads=1),  # so that the weights do not depend on how many cores there are, or how busy
-    ),
-}
-
-
-def larp_preset(name: str, *, seed: int = 0, **changes: Any) -> LarpConfig:
-    """Return ready settings with a seed, and with `changes` to single ones. Raises SettingsError."""
-    if name not in PRESETS:
-        raise SettingsError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
-    preset = PRESETS[name]
-    try:
-        return replace(preset, loop=replace(preset.loop, seed=seed), **changes)
-    except (TypeError, ValueError) as error:
-        raise SettingsError(str(error)) from error

@@ -1,22 +1,21 @@
-"""The tracks that LARP can learn from, with clips, captions and playlists, and batches of them."""
+"""The tracks that LARP can learn from and their playlists, and which of them meet in each batch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from index.caption import caption
 from index.errors import DebutError
-from training.data.clips import ClipCache
 from training.data.dataset import TRAIN, DataSet
 from training.data.pairs import PlaylistPairs
-from training.larp.augment import spec_augment, thinned_caption
 from training.larp.config import LarpConfig
-from training.larp.model import Larp
-from training.larp.pretraining import Batch, Neighbourhood
+from training.larp.content import Content
+from training.larp.pretraining import Neighbourhood
 
 Rows = NDArray[np.int64]
+_ORDER, _DRAW, _VARY = 0, 1, 2  # streams of random numbers
 
 
 class CorpusError(DebutError):
@@ -25,23 +24,45 @@ class CorpusError(DebutError):
     code = "nothing_to_train_on"
 
 
-class Corpus:
-    """The training tracks that have both a clip and a caption. Elsewhere they are counted from 0: `rows` maps
-    to the
-    data set's rows.
+@dataclass(frozen=True)
+class Batch:
+    """B tracks and their pairs, by their number in the corpus.
+
+    tracks i64 [B]; partner i64 [B]: place in the batch of a track that shares a playlist, -1 for none; playlist i64
+    [B], -1 for none; seeds i64 [B, J]: tracks of that playlist without the track itself, padded with -1. number: what
+    tells this batch's random numbers from those of all others.
     """
 
-    def __init__(self, dataset: DataSet, clips: ClipCache, config: LarpConfig) -> None:
-        usable = (dataset.track_split == TRAIN) & clips.available
-        usable &= np.array([bool(caption(track, config.clauses)) for track in dataset.tracks], bool)
+    tracks: Rows
+    partner: Rows
+    playlist: Rows
+    seeds: Rows
+    number: tuple[int, ...]
+
+    def generators(self, places: Rows) -> list[np.random.Generator]:
+        """A generator for each place in the batch: the same however the batch is divided."""
+        return [np.random.default_rng([_VARY, *self.number, int(place)]) for place in places]
+
+
+class Corpus:
+    """The training tracks that have what all towers read. They are counted from 0: `rows` maps to the data set's rows.
+
+    Batches are a function of seed, stage, epoch and step alone: no generator is carried along.
+    """
+
+    def __init__(self, dataset: DataSet, content: Content, config: LarpConfig) -> None:
+        usable = dataset.track_split == TRAIN
+        for name in config.towers:
+            usable = usable & content.available(name)
         self.rows: Rows = np.flatnonzero(usable)
         if len(self.rows) < 2:
+            wanted = {"audio": "audio", "text": "a caption"}
             raise CorpusError(
-                f"{len(self.rows)} training tracks have both audio and a caption; LARP needs two at least. "
-                f"Check the columns audio, {', '.join(config.clauses)} of tracks.parquet, and splits.parquet"
+                f"{len(self.rows)} training tracks have {' and '.join(wanted[name] for name in config.towers)}; LARP "
+                f"needs two at least. Check the columns audio, {', '.join(config.clauses)} of tracks.parquet, and "
+                "splits.parquet"
             )
-        self.clips = clips
-        self.tracks = [dataset.tracks[row] for row in self.rows]
+        self.content = content
         self.config = config
         self.pairs = self._pairs(dataset)
 
@@ -62,55 +83,39 @@ class Corpus:
         size = self.config.batch_size // 2 if paired else self.config.batch_size
         return -(-len(self) // size)
 
-    def epoch(self, larp: Larp, paired: bool, rng: np.random.Generator) -> Iterator[Batch]:
-        """Batches of all tracks in random order; if `paired`, half of each are partners of the others."""
-        order = rng.permutation(len(self))
-        for chunk in np.array_split(order, self.steps(paired)):
-            yield self._batch(larp, chunk, paired, rng)
+    def epoch(self, number: Sequence[int], paired: bool, start: int = 0) -> Iterator[Batch]:
+        """Batches of all tracks in random order, from the `start`-th on; if `paired`, half of each are partners of the
+        others. `number`: stage and epoch.
+        """
+        seed = self.config.loop.seed
+        order = np.random.default_rng([_ORDER, seed, *number]).permutation(len(self))
+        for step, chunk in enumerate(np.array_split(order, self.steps(paired))):
+            if step >= start:
+                yield self.batch(chunk, paired, (seed, *number, step))
 
-    def _batch(self, larp: Larp, anchors: Rows, paired: bool, rng: np.random.Generator) -> Batch:
+    def batch(self, anchors: Rows, paired: bool, number: tuple[int, ...]) -> Batch:
+        """Draw a batch around `anchors`."""
+        rng = np.random.default_rng([_DRAW, *number])
         tracks, partner, playlist = anchors, np.full(len(anchors), -1), np.full(len(anchors), -1)
         if paired:
             partners, playlist = self.pairs.draw(anchors, rng)
             tracks, partner, playlist = _joined(anchors, partners, playlist)
-        clips = self.clips.crops(self.rows[tracks], rng)
-        spec_augment(clips, self.config.augment, rng)
-        captions = self.captions(tracks, rng)
         seeds = self.pairs.seeds(tracks, playlist, self.config.seeds, rng)
-        input_ids, attention_mask = larp.tokens(captions)
-        device = larp.device
-        return Batch(
-            torch.from_numpy(clips).to(device),
-            input_ids.to(device),
-            attention_mask.to(device),
-            *(torch.from_numpy(values).to(device) for values in (tracks, partner, playlist, seeds)),
-        )
+        return Batch(tracks, partner, playlist, seeds, number)
 
-    def captions(self, tracks: Rows, rng: np.random.Generator | None = None) -> list[str]:
-        """Captions of tracks; with `rng`, clauses are left out at random as the config says."""
-        drop = self.config.augment.drop_clause
-        if rng is None or not drop:
-            return [caption(self.tracks[track], self.config.clauses) for track in tracks]
-        return [thinned_caption(self.tracks[track], self.config.clauses, drop, rng) for track in tracks]
-
-    def neighbourhood(self, batch: Batch, columns: torch.Tensor) -> Neighbourhood:
-        """How the batch stands to the tracks of the key columns, i64 [B + queue] (-1: empty)."""
-        tracks, playlist = batch.tracks.cpu().numpy(), batch.playlist.cpu().numpy()
-        keys = columns.cpu().numpy()
+    def neighbourhood(self, batch: Batch, places: Rows, columns: Rows, device: torch.device) -> Neighbourhood:
+        """How the batch's tracks at `places` i64 [R] stand to the tracks of the key columns, i64 [B + queue] (-1:
+        empty).
+        """
+        tracks = batch.tracks[places]
+        related, holds = self.pairs.relations(tracks, batch.playlist[places], columns)
         masks = (
-            tracks[:, None] == keys[None, :],
-            self.pairs.related(tracks, keys),
-            self.pairs.holds(playlist, keys),
-            self.pairs.holds(playlist, tracks).T,
+            tracks[:, None] == columns[None, :],
+            related,
+            holds,
+            self.pairs.relations(batch.tracks, batch.playlist, tracks)[1].T,
         )
-        return Neighbourhood(*(torch.from_numpy(np.ascontiguousarray(mask)).to(columns.device) for mask in masks))
-
-    def input_statistics(self, most: int = 512) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and variance of each mel bin over the middle clips of up to `most` tracks, f32 [64] each."""
-        chosen = self.rows[np.linspace(0, len(self) - 1, min(most, len(self))).astype(np.int64)]
-        clips = np.concatenate([self.clips.crops(part, None) for part in np.array_split(chosen, -(-len(chosen) // 64))])
-        mean, variance = clips.mean((0, 1, 2), np.float64), clips.var((0, 1, 2), np.float64)
-        return torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(variance.astype(np.float32))
+        return Neighbourhood(*(torch.from_numpy(np.ascontiguousarray(mask)).to(device) for mask in masks))
 
 
 def _joined(anchors: Rows, partners: Rows, playlists: Rows) -> tuple[Rows, Rows, Rows]:

@@ -8,35 +8,46 @@ from typing import Any
 import torch
 
 from index.features import FRAMES, MELS, SAMPLE_RATE
-from training.larp.model import Larp
+from training.larp.model import Larp, TextTower
+from training.larp.towers import check_servable
 from training.onnx_export import export_onnx
 
 FORMAT = 1
 
 
 def export_towers(larp: Larp, directory: Path) -> None:
-    """Write audio.onnx, text.onnx, tokenizer.json and config.json into `directory`, the config last.
+    """Write audio.onnx, text.onnx, tokenizer.json (of the towers there are) and config.json into `directory`, the
+    config last.
 
     audio.onnx: log_mel f32 [1, 1, 1001, 64] -> vector f32 [1, dims]. text.onnx: input_ids and attention_mask
-    i64 [b, n] -> vector f32 [b, dims]. Vectors have length 1.
+    i64 [b, n] -> vector f32 [b, dims]. Vectors have length 1. Raises FrontEndError for an audio tower that hears
+    otherwise than the service.
     """
+    check_servable(larp)
     directory.mkdir(parents=True, exist_ok=True)
     larp = larp.eval()
-    export_onnx(larp.audio, {"log_mel": torch.randn(1, 1, FRAMES, MELS)}, None, directory / "audio.onnx")
+    if larp.audio is not None:
+        export_onnx(larp.audio, {"log_mel": torch.randn(1, 1, FRAMES, MELS)}, None, directory / "audio.onnx")
+    if larp.text is not None:
+        _export_text(larp, larp.text, directory)
+    _write(directory / "config.json", json.dumps(_config(larp), indent=2) + "\n")
+
+
+def _export_text(larp: Larp, text: TextTower, directory: Path) -> None:
+    assert larp.tokenizer is not None
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=larp.max_tokens)
     ids, mask = larp.tokens(["a caption to trace", "another"])
     export_onnx(
-        larp.text,
+        text,
         {"input_ids": ids, "attention_mask": mask},
         {"input_ids": {0: batch, 1: length}, "attention_mask": {0: batch, 1: length}},
         directory / "text.onnx",
     )
     _write(directory / "tokenizer.json", larp.tokenizer.to_str(pretty=False))
-    _write(directory / "config.json", json.dumps(_config(larp), indent=2) + "\n")
 
 
 def _config(larp: Larp) -> dict[str, Any]:
-    padding = larp.tokenizer.padding
+    padding = larp.tokenizer.padding if larp.tokenizer else {"pad_token": "", "pad_id": 0}
     return {
         "format": FORMAT,
         "dims": larp.dims,
@@ -46,9 +57,8 @@ def _config(larp: Larp) -> dict[str, Any]:
         "clauses": list(larp.clauses),
         "audio_share": round(larp.audio_share.item(), 6),
         "sample_rate": SAMPLE_RATE,
-        "model_type_audio": larp.audio.encoder.config.model_type,
-        "model_type_text": larp.text.encoder.config.model_type,
-    }
+        "towers": list(larp.names),
+    } | {f"model_type_{name}": larp.tower(name).encoder.config.model_type for name in larp.names}
 
 
 def _write(path: Path, text: str) -> None:

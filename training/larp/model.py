@@ -1,57 +1,86 @@
-"""LARP's model: an audio tower and a text tower into one space, and the fusion of tracks into a playlist."""
+"""LARP's model: an audio tower and a text tower into one space."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Self, cast
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from training.data.frontend import LOG_MEL, FrontEnd
+from training.larp.extractor import Extractor
+from training.larp.heads import Gate, Head
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
 
 
-def unit_head(head: nn.Linear, pooled: Tensor) -> Tensor:
-    """Project and normalise to length 1, in float32 whatever the precision around it."""
-    if torch.is_autocast_enabled(pooled.device.type):
-        with torch.autocast(pooled.device.type, enabled=False):
-            return F.normalize(head(pooled.float()), dim=-1)
-    return F.normalize(head(pooled), dim=-1)
-
-
-@torch.no_grad()
-def spread(head: nn.Linear, pooled: Tensor) -> None:
-    """Give the head of an untrained encoder outputs that differ: centre and scale `pooled` f32 [n, width] in it.
-
-    The vectors of a random encoder share one large mean (cosines near 1), so their unit vectors tell tracks apart by
-    nothing, and contrast starts on a plateau. With the mean taken out and each feature at unit variance over the
-    training tracks, even random features place captions with common words near one another.
-    """
-    mean, deviation = pooled.mean(0), pooled.std(0).clamp(min=1e-4)
-    head.weight.div_(deviation)
-    head.bias.copy_(-(head.weight @ mean))
-
-
 class AudioTower(nn.Module):
-    """HTS-AT and its head: log-mel f32 [B, 1, 1001, 64] in dB -> unit vectors f32 [B, dims]."""
+    """An audio encoder and its head: clips -> unit vectors f32 [B, dims].
 
-    def __init__(self, encoder: nn.Module, dims: int) -> None:
+    HTS-AT reads log-mel f32 [B, 1, 1001, 64] in dB; every other encoder what its `extractor` makes of the samples.
+    fixed_norm: batch normalisations keep their statistics in training. Those of a checkpoint, or of `calibrate`, are
+    better than a small batch's, and a batch may then be encoded in parts.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        dims: int,
+        *,
+        fixed_norm: bool = True,
+        extractor: Extractor | None = None,
+        whitened: bool = False,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Linear(cast(int, encoder.config.hidden_size), dims)
+        self.extractor = extractor
+        self.head = Head(self._width(), dims, whitened=whitened)
+        self.fixed_norm = fixed_norm
+
+    @property
+    def front_end(self) -> FrontEnd:
+        """What of the recordings it is to be fed with."""
+        return LOG_MEL if self.extractor is None else self.extractor.front_end
+
+    @torch.no_grad()
+    def _width(self) -> int:
+        if self.extractor is None:
+            return cast(int, self.encoder.config.hidden_size)
+        silence = self.extractor(np.zeros((1, self.extractor.front_end.clip_rows), np.float32))
+        training = self.encoder.training
+        self.encoder.eval()
+        width = self.pooled(silence).shape[1]  # configs have no one name for it
+        self.encoder.train(training)
+        return width
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training or evaluation, batch normalisations only where they are to learn."""
+        super().train(mode)
+        if self.fixed_norm:
+            for module in self.encoder.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
     def pooled(self, log_mel: Tensor) -> Tensor:
-        """The encoder's answer before the head, f32 [B, width]."""
-        pooled: Tensor = self.encoder(log_mel).pooler_output
-        return pooled
+        """The encoder's answer before the head, f32 [B, width]: its own pooling if it has one, else the mean over
+        time. log_mel: or the extractor's tensor.
+        """
+        if self.extractor is None:
+            return cast(Tensor, self.encoder(log_mel).pooler_output)
+        answer = self.encoder(**{self.extractor.input_name: log_mel})
+        pooled = getattr(answer, "pooler_output", None)
+        return self.extractor.mean(answer.last_hidden_state) if pooled is None else cast(Tensor, pooled)
 
     def forward(self, log_mel: Tensor) -> Tensor:
-        """Encode clips."""
-        return unit_head(self.head, self.pooled(log_mel))
+        """Encode clips, as `pooled` takes them."""
+        vectors: Tensor = self.head(self.pooled(log_mel))
+        return vectors
 
     @torch.no_grad()
     def calibrate(self, mean: Tensor, variance: Tensor) -> None:
-        """Set the input normalisation's running statistics, f32 [64] each.
+        """Set HTS-AT's input normalisation's running statistics, f32 [64] each.
 
         A tower from scratch then sees whitened log-mel from its first step, in evaluation and in its momentum
         copy too, instead of after the hundreds of steps that running averages would take.
@@ -62,36 +91,66 @@ class AudioTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """BERT and its head: word pieces i64 [B, T] and their mask -> unit vectors f32 [B, dims], from [CLS]."""
+    """BERT and its head: word pieces i64 [B, T] and their mask -> unit vectors f32 [B, dims].
 
-    def __init__(self, encoder: nn.Module, dims: int) -> None:
+    pooling: "cls", the state of [CLS] (the paper); "mean", the mean over the word pieces, as the encoders of
+    sentence-transformers were trained; "attention", a `Gate`. fixed: the encoder is not trained, and stays in
+    evaluation mode; instead of word pieces the tower then also takes their `states`, f32 [B, T, width].
+    """
+
+    def __init__(
+        self, encoder: nn.Module, dims: int, *, pooling: str = "cls", whitened: bool = False, fixed: bool = False
+    ) -> None:
         super().__init__()
+        width = cast(int, encoder.config.hidden_size)
         self.encoder = encoder
-        self.head = nn.Linear(cast(int, encoder.config.hidden_size), dims)
+        self.gate = Gate(width) if pooling == "attention" else None
+        self.head = Head(width, dims, whitened=whitened)
+        self.pooling = pooling
+        self.fixed = fixed
+        if fixed:
+            self.encoder.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training or evaluation; a fixed encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.fixed:
+            self.encoder.eval()
+        return self
+
+    def states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The encoder's last hidden states, f32 [B, T, width]."""
+        return cast(Tensor, self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state)
 
     def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The encoder's [CLS] state, f32 [B, width]."""
-        states: Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return states[:, 0]
+        """The answer before the head, f32 [B, width]; input_ids: or the `states` of a fixed encoder."""
+        states = input_ids if input_ids.is_floating_point() else self.states(input_ids, attention_mask)
+        if self.gate is not None:
+            return cast(Tensor, self.gate(states, attention_mask))
+        if self.pooling == "cls":
+            return states[:, 0]
+        there = attention_mask[..., None].to(states.dtype)
+        return (states * there).sum(1) / there.sum(1)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Encode token sequences."""
-        return unit_head(self.head, self.pooled(input_ids, attention_mask))
+        """Encode token sequences, as `pooled` takes them."""
+        vectors: Tensor = self.head(self.pooled(input_ids, attention_mask))
+        return vectors
 
 
 class Larp(nn.Module):
-    """The two towers, the temperature, and what makes the text tower's input: caption clauses and tokenizer.
+    """The towers, the temperature, and what makes the text tower's input: caption clauses and tokenizer.
 
-    A track's vector is l2(w a + (1 - w) t), w = `audio_share`: Eq. 11 at 0.5.
-
-    The tokenizer must end captions at `max_tokens` and pad with its own pad token; `towers.py` sees to both.
+    A track's vector is l2(w a + (1 - w) t), w = `audio_share`: Eq. 11 at 0.5. One of the towers may be missing: its
+    vector is then the other's. The tokenizer must end captions at `max_tokens` and pad with its own pad token;
+    `towers.py` sees to both.
     """
 
     def __init__(
         self,
-        audio: AudioTower,
-        text: TextTower,
-        tokenizer: Tokenizer,
+        audio: AudioTower | None,
+        text: TextTower | None,
+        tokenizer: Tokenizer | None,
         *,
         max_tokens: int,
         clauses: tuple[str, ...],
@@ -108,9 +167,18 @@ class Larp(nn.Module):
         self.register_buffer("audio_share", torch.tensor(0.5))
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of "audio" and "text" the towers that are there."""
+        return tuple(name for name in ("audio", "text") if getattr(self, name) is not None)
+
+    def tower(self, name: str) -> AudioTower | TextTower:
+        """The tower "audio" or "text"; it must be there."""
+        return cast(AudioTower | TextTower, getattr(self, name))
+
+    @property
     def dims(self) -> int:
         """Size of the shared space."""
-        return self.audio.head.out_features
+        return self.tower(self.names[0]).head.out_features
 
     @property
     def device(self) -> torch.device:
@@ -119,51 +187,23 @@ class Larp(nn.Module):
 
     def tokens(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Word pieces and mask, i64 [B, longest] each, on the CPU."""
+        assert self.tokenizer is not None
         encodings = self.tokenizer.encode_batch(list(captions))
         ids = torch.tensor([encoding.ids for encoding in encodings], dtype=torch.int64)
         return ids, torch.tensor([encoding.attention_mask for encoding in encodings], dtype=torch.int64)
 
     def encode_audio(self, log_mel: Tensor) -> Tensor:
-        """Clips f32 [B, 1, 1001, 64] -> unit vectors f32 [B, dims]."""
-        vectors: Tensor = self.audio(log_mel.to(self.device))
+        """Clips, as the audio tower takes them -> unit vectors f32 [B, dims]."""
+        vectors: Tensor = self.tower("audio")(log_mel.to(self.device))
         return vectors
 
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """Captions -> unit vectors f32 [B, dims]."""
         input_ids, attention_mask = self.tokens(captions)
-        vectors: Tensor = self.text(input_ids.to(self.device), attention_mask.to(self.device))
+        vectors: Tensor = self.tower("text")(input_ids.to(self.device), attention_mask.to(self.device))
         return vectors
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:
         """Keep the temperature in [0.001, 0.5]."""
         self.temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE)
-
-
-class Fusion(nn.Module):
-    """A playlist's vector from J of its tracks' (Eq. 6, 23, 24): l2(mean + self-attention), one layer for
-    both towers.
-
-    Padding is left out of keys, queries and means. The values start at zero, so that an untrained fusion is
-    the plain mean: stage 3 begins where stage 2 ended.
-    """
-
-    def __init__(self, dims: int) -> None:
-        super().__init__()
-        self.query = nn.Linear(dims, dims, bias=False)
-        self.key = nn.Linear(dims, dims, bias=False)
-        self.value = nn.Linear(dims, dims, bias=False)
-        nn.init.zeros_(self.value.weight)
-
-    def forward(self, vectors: Tensor, present: Tensor) -> Tensor:
-        """Fuse f32 [B, J, d] with bool [B, J] -> unit vectors f32 [B, d]; a row with no track gives zeros."""
-        vectors = vectors * present[..., None]
-        attended = F.scaled_dot_product_attention(
-            self.query(vectors),
-            self.key(vectors),
-            self.value(vectors),
-            attn_mask=(present | ~present.any(1, keepdim=True))[:, None, :].expand(-1, present.shape[1], -1),
-        )
-        count = present.sum(1, keepdim=True).clamp(min=1)
-        summed = (vectors + attended * present[..., None]).sum(1)
-        return F.normalize(summed / count, dim=-1)

@@ -1,42 +1,48 @@
-"""Builds the towers: from scratch in the config's sizes, or from local checkpoints that must match."""
+"""Builds the towers: from scratch in the config's sizes, from checkpoints, or around what a LARP checkpoint says."""
 
-import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers: weights come from local directories only
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    BertConfig,
-    BertModel,
-    ClapAudioConfig,
-    ClapAudioModel,
-    ClapAudioModelWithProjection,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import AutoConfig, AutoModel, BertConfig, BertModel, ClapAudioConfig, ClapAudioModel
 
 from index.errors import DebutError
+from training.data.frontend import LOG_MEL, FrontEnd
 from training.larp.config import AudioTowerConfig, LarpConfig, TextTowerConfig
+from training.larp.extractor import Extractor
+from training.larp.hub import CheckpointError
 from training.larp.model import AudioTower, Larp, TextTower
+from training.larp.pretrained import (
+    audio_front_end,
+    encoder_of,
+    load_audio,
+    load_text,
+    read_tokenizer,
+    without_pooler,
+)
 from training.larp.vocabulary import PAD, SPECIAL, fit_to_batches, train_vocabulary
 
-# Parts of published checkpoints that are no part of a tower: pre-training heads, CLAP's other half, poolers.
-_BESIDE_AUDIO = ("text_model.", "text_projection.", "audio_projection.", "logit_scale")
-_BESIDE_TEXT = ("cls.", "pooler.", "lm_head.", "qa_outputs.", "classifier.")
+__all__ = [
+    "CheckpointError",
+    "FrontEndError",
+    "assemble",
+    "build_larp",
+    "check_servable",
+    "encoder_configs",
+    "front_end",
+    "read_tokenizer",
+    "rebuild_larp",
+]
+
+_EXTRACTOR = "feature_extractor"  # beside an audio encoder's own settings
+_POOLING = "text_pooling"  # beside a text encoder's own settings: what "auto" was found to be
 
 
-class CheckpointError(DebutError):
-    """A checkpoint that is not there, cannot be read, or does not match the model."""
+class FrontEndError(DebutError):
+    """An audio tower that hears through a front end which the service does not have."""
 
-    code = "checkpoint_unusable"
+    code = "front_end_unserved"
 
 
 def build_larp(config: LarpConfig, captions: Sequence[str]) -> Larp:
@@ -45,37 +51,77 @@ def build_larp(config: LarpConfig, captions: Sequence[str]) -> Larp:
 
     Weights come from torch's global generator. Raises CheckpointError.
     """
-    audio = _load_audio(config.audio) if config.audio.checkpoint else _fresh_audio(config.audio)
-    if config.text.checkpoint:
-        text, tokenizer = _load_text(config.text)
-    else:
+    audio = text = tokenizer = extractor = None
+    pooling = ""
+    if "audio" in config.towers and config.audio.checkpoint:
+        audio, extractor = load_audio(config.audio.checkpoint)
+    elif "audio" in config.towers:
+        audio = _fresh_audio(config.audio)
+    if "text" in config.towers and config.text.checkpoint:
+        text, tokenizer, pooling = load_text(config.text.checkpoint, config.text.keep_layers, config.text.pooling)
+    elif "text" in config.towers:
         tokenizer = train_vocabulary(captions, config.text.vocabulary)
         text = _fresh_text(config.text, tokenizer.get_vocab_size())
-    return assemble(config, audio, text, tokenizer)
+    return assemble(config, audio, text, tokenizer, extractor, pooling)
 
 
-def rebuild_larp(config: LarpConfig, audio: dict[str, Any], text: dict[str, Any], tokenizer: Tokenizer) -> Larp:
-    """Build the model around saved `encoder_configs`; its weights are to be loaded."""
-    audio_config = ClapAudioConfig.from_dict(audio)
-    text_config = AutoConfig.for_model(**text)
-    return assemble(
-        config, ClapAudioModel(audio_config), _without_pooler(AutoModel.from_config(text_config)), tokenizer
+def front_end(config: LarpConfig) -> FrontEnd:
+    """What the clip cache must hold for the audio tower; no weights are read. Raises CheckpointError."""
+    if "audio" not in config.towers or config.audio.checkpoint is None:
+        return LOG_MEL
+    return audio_front_end(config.audio.checkpoint)
+
+
+def check_servable(larp: Larp) -> None:
+    """Raise FrontEndError unless `index`, which knows CLAP's log-mel alone, can feed the audio tower."""
+    if larp.audio is not None and larp.audio.extractor is not None:
+        raise FrontEndError(
+            f"a {larp.audio.encoder.config.model_type!r} audio tower can be trained and measured, but the service "
+            "computes CLAP's log-mel alone: train with an HTS-AT checkpoint (laion/clap-htsat-unfused), or with none, "
+            "for a release"
+        )
+
+
+def rebuild_larp(
+    config: LarpConfig, audio: dict[str, Any] | None, text: dict[str, Any] | None, tokenizer: Tokenizer | None
+) -> Larp:
+    """Build the model around saved `encoder_configs`; its weights are to be loaded. Raises CheckpointError."""
+    encoder, extractor = _rebuilt_audio(audio) if audio is not None else (None, None)
+    reader = _rebuilt_text(text) if text is not None else None
+    return assemble(config, encoder, reader, tokenizer, extractor, (text or {}).get(_POOLING, ""))
+
+
+def encoder_configs(larp: Larp) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """The encoders' transformers configurations as JSON, audio and text; None for a tower that is not there. An audio
+    encoder's feature extractor stands in its own under "feature_extractor", how text is pooled under "text_pooling".
+    """
+    audio, text = larp.audio, larp.text
+    heard = {_EXTRACTOR: audio.extractor.settings} if audio is not None and audio.extractor is not None else {}
+    return (
+        None if audio is None else _settings_of(audio.encoder) | heard,
+        None if text is None else _settings_of(text.encoder) | {_POOLING: text.pooling},
     )
 
 
-def encoder_configs(larp: Larp) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The encoders' transformers configurations as JSON, audio and text."""
-    return larp.audio.encoder.config.to_diff_dict(), larp.text.encoder.config.to_diff_dict()
-
-
-def assemble(config: LarpConfig, audio: nn.Module, text: nn.Module, tokenizer: Tokenizer) -> Larp:
-    """Put heads on the encoders and fit the tokenizer to them."""
-    max_tokens = min(config.text.max_tokens, text.config.max_position_embeddings)
-    pad_id = text.config.pad_token_id or 0
-    fit_to_batches(tokenizer, max_tokens, tokenizer.id_to_token(pad_id) or PAD, pad_id)
+def assemble(
+    config: LarpConfig,
+    audio: nn.Module | None,
+    text: nn.Module | None,
+    tokenizer: Tokenizer | None,
+    extractor: Extractor | None = None,
+    pooling: str = "",
+) -> Larp:
+    """Put heads on the encoders and fit the tokenizer to them; `pooling`: what "auto" is for this text encoder, "" for
+    "cls". Raises CheckpointError for an audio encoder that cannot read what the extractor makes.
+    """
+    max_tokens = config.text.max_tokens
+    if text is not None and tokenizer is not None:
+        max_tokens = min(max_tokens, getattr(text.config, "max_position_embeddings", max_tokens))
+        pad_id = text.config.pad_token_id or 0
+        fit_to_batches(tokenizer, max_tokens, tokenizer.id_to_token(pad_id) or PAD, pad_id)
     larp = Larp(
-        AudioTower(audio, config.dims),
-        TextTower(text, config.dims),
+        None if audio is None else _audio_tower(audio, config, extractor),
+        None if text is None else _text_tower(text, config, pooling),
         tokenizer,
         max_tokens=max_tokens,
         clauses=config.clauses,
@@ -86,12 +132,45 @@ def assemble(config: LarpConfig, audio: nn.Module, text: nn.Module, tokenizer: T
     return larp
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.json. Raises CheckpointError."""
+def _text_tower(encoder: nn.Module, config: LarpConfig, found: str) -> TextTower:
+    pooling = (found or "cls") if config.text.pooling == "auto" else config.text.pooling
+    whitened, fixed = config.heads == "whitened", config.text.lr_scale == 0
+    return TextTower(encoder, config.dims, pooling=pooling, whitened=whitened, fixed=fixed)
+
+
+def _audio_tower(encoder: nn.Module, config: LarpConfig, extractor: Extractor | None) -> AudioTower:
     try:
-        return Tokenizer.from_str(path.read_text("utf-8"))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise CheckpointError(f"{path} is no tokenizer: {error}") from error
+        return AudioTower(
+            encoder,
+            config.dims,
+            fixed_norm=config.audio.fixed_norm,
+            extractor=extractor,
+            whitened=config.heads == "whitened",
+        )
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        kind, reason = encoder.config.model_type, str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"a {kind!r} model cannot be an audio tower: it does not encode 10 s ({reason})") from (
+            error
+        )
+
+
+def _rebuilt_audio(settings: dict[str, Any]) -> tuple[nn.Module, Extractor | None]:
+    own = {name: value for name, value in settings.items() if name != _EXTRACTOR}
+    if _EXTRACTOR not in settings:
+        return ClapAudioModel(ClapAudioConfig.from_dict(own)), None
+    model = AutoModel.from_config(AutoConfig.for_model(**own), trust_remote_code=False)
+    return encoder_of(model), Extractor.rebuilt(settings[_EXTRACTOR])
+
+
+def _rebuilt_text(settings: dict[str, Any]) -> nn.Module:
+    own = {name: value for name, value in settings.items() if name != _POOLING}
+    return without_pooler(AutoModel.from_config(AutoConfig.for_model(**own), trust_remote_code=False))
+
+
+def _settings_of(encoder: nn.Module) -> dict[str, Any]:
+    settings: dict[str, Any] = encoder.config.to_diff_dict()
+    settings.pop("_name_or_path", None)  # a path of the machine it was made on
+    return settings
 
 
 def _fresh_audio(config: AudioTowerConfig) -> nn.Module:
@@ -123,81 +202,3 @@ def _fresh_text(config: TextTowerConfig, vocabulary: int) -> nn.Module:
         pad_token_id=SPECIAL.index(PAD),
     )
     return BertModel(sizes, add_pooling_layer=False)
-
-
-def _load_audio(config: AudioTowerConfig) -> nn.Module:
-    folder = _folder(config.checkpoint)
-    whole = _config_of(folder)
-    if whole.model_type not in ("clap", "clap_audio_model"):
-        raise CheckpointError(f"{folder} is a {whole.model_type!r} model; the audio tower wants CLAP's HTS-AT")
-    if whole.model_type == "clap":
-        projected, found = _load(ClapAudioModelWithProjection, folder, config=whole.audio_config)
-        model: nn.Module = projected.audio_model
-    else:
-        model, found = _load(ClapAudioModel, folder)
-    _insist(folder, found, _BESIDE_AUDIO)
-    if model.config.enable_fusion:
-        raise CheckpointError(f"{folder} is a fusion checkpoint; use an unfused one (laion/clap-htsat-unfused)")
-    return model
-
-
-def _load_text(config: TextTowerConfig) -> tuple[nn.Module, Tokenizer]:
-    folder = _folder(config.checkpoint)
-    model, found = _load(AutoModel, folder)
-    _insist(folder, found, _BESIDE_TEXT)
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError(f"{folder} has no tokenizer.json; save its fast tokenizer there")
-    return _without_pooler(model), read_tokenizer(path)
-
-
-def _folder(checkpoint: str | None) -> Path:
-    folder = Path(checkpoint or "")
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} has no {name}; a checkpoint is a local directory with config and weights")
-    return folder
-
-
-def _config_of(folder: Path) -> Any:
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{folder}/config.json cannot be used: {error}") from error
-
-
-def _load(kind: Any, folder: Path, **settings: Any) -> tuple[Any, dict[str, Any]]:
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # its report of the keys is replaced by `_insist`
-    try:
-        return kind.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **settings,
-        )
-    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-
-
-def _insist(folder: Path, found: dict[str, Any], beside: tuple[str, ...]) -> None:
-    """Raise CheckpointError unless the file held every weight of the tower and no others."""
-    problems = []
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = sorted(key if isinstance(key, str) else key[0] for key in found[kind])
-        keys = [key for key in keys if not key.removeprefix("bert.").startswith(beside)]
-        if keys:
-            more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-            problems.append(f"{kind.replace('_', ' ')}: {', '.join(keys[:5])}{more}")
-    if problems:
-        raise CheckpointError(f"{folder} does not match its model; {'; '.join(problems)}")
-
-
-def _without_pooler(model: nn.Module) -> nn.Module:
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # [CLS] is used as it is
-    return model
