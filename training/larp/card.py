@@ -54,14 +54,17 @@ def _joined(config: LarpConfig, share: float) -> str:
 
 
 def _towers(config: LarpConfig) -> list[str]:
-    frozen = ", encoder frozen" if config.freeze else ""
+    heads = ", head refitted as a whitening" if config.heads == "whitened" else ""
+    fixed = {
+        name: ", encoder fixed" if config.freeze or not getattr(config, name).lr_scale else "" for name in config.towers
+    }
     told = {
-        "audio": f"- audio tower: HTS-AT, {_origin(config.audio.checkpoint)}{frozen}; 10 s of log-mel, 48 kHz, 64 bins",
-        "text": f"- text tower: BERT, {_origin(config.text.checkpoint)}{frozen}; captions of "
+        "audio": f"- audio tower: {_origin(config.audio.checkpoint)}{fixed.get('audio')}{heads}; 10 s clips",
+        "text": f"- text tower: {_origin(config.text.checkpoint)}{fixed.get('text')}{heads}; captions of "
         f"{', '.join(config.clauses)}",
     }
     return [told[name] for name in config.towers]
 
 
 def _origin(checkpoint: str | None) -> str:
-    return "trained from scratch" if checkpoint is None else f"from checkpoint {checkpoint.rstrip('/').rsplit('/')[-1]}"
+    return "from scratch" if checkpoint is None else f"from checkpoint {checkpoint.rstrip('/').rsplit('/')[-1]}"
