@@ -3,7 +3,8 @@
 DATA is a data set directory made of github.com/mackorone/spotify-playlist-archive, beside it track_artists.parquet
 (track_id, artist_id), eval_halves.parquet (playlist_id, track_id, role "seed" or "truth") and their _quarterly twins.
 It holds Spotify's metadata and must be had from elsewhere: none of it is in this repository. DIR holds a sentence
-encoder's config.json, model.safetensors and tokenizer.json (all-MiniLM-L6-v2, for the figures in the docs).
+encoder's config.json, model.safetensors and tokenizer.json (all-MiniLM-L6-v2, for the figures in the docs). 48 lists
+are few, and which half of each is given is chance: the halves are also drawn anew, REDRAWS times, and averaged.
 """
 
 import argparse
@@ -12,7 +13,6 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,8 +25,9 @@ from training.data.dataset import TEST, DataSet
 from training.evaluation import continuation
 from training.evaluation.vectors import Vectors, unit
 from training.hardware import reproducible
-from training.larp.content import BATCH, Content
-from training.larp.model import Larp, TextTower
+from training.larp.config import LarpConfig
+from training.larp.content import BATCH, LiveContent, Rows, encode
+from training.larp.heads import FieldsHead
 from training.larp.presets import larp_preset
 from training.larp.towers import build_larp
 from training.larp.training import Run, Trainer
@@ -35,17 +36,21 @@ from training.report.tables import of_evaluation, signed
 
 Queries = list[continuation.ContinuationQuery]
 PROTOCOL = continuation.ContinuationProtocol(min_tracks=10, tie_draws=20)
+REDRAWS = 20
 OURS, FIGURES = "preset captions", ("R@10", "N@10", "R@20", "R@40")
 
 
-def main(data: Path, text: str, seed: int) -> None:
+def main(data: Path, text: str, seed: int, features: Path | None) -> None:
     """Train, evaluate on both sets of lists, print Markdown."""
-    torch.set_num_threads(1)
     dataset = DataSet.open(data)
     labels = _artists(dataset, data)
     began = time.perf_counter()
-    vectors = _trained(dataset, text, seed)
-    print(f"{dataset.fingerprint[:16]}: trained in {time.perf_counter() - began:.0f} s on one thread, seed {seed}\n")
+    with tempfile.TemporaryDirectory() as folder:
+        vectors = _trained(
+            dataset, text, seed, Run(Path(folder) / "larp", features=features or Path(folder) / "features")
+        )
+    took, threads = time.perf_counter() - began, torch.get_num_threads()
+    print(f"{dataset.fingerprint[:16]}: trained in {took:.0f} s on {threads} threads, seed {seed}\n")
     words = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), min_df=2, dtype=np.float32)
     captions = words.fit_transform([caption(track) for track in dataset.tracks])
     vectors |= {"TF-IDF char_wb 3-5": sparse.csr_array(captions), "shared artist": unit(labels)}
@@ -53,45 +58,63 @@ def main(data: Path, text: str, seed: int) -> None:
         queries = _queries(dataset, data / f"eval_halves{name}.parquet")
         _print(f"playlists{name}, all candidates", dataset, vectors, queries)
         _print(f"playlists{name}, other artists", dataset, vectors, continuation.other_labels(queries, labels))
+        again = [query for draw in range(REDRAWS) for query in _redrawn(queries, draw)]
+        once = replace(PROTOCOL, tie_draws=1)
+        _print(f"playlists{name}, {REDRAWS} draws of halves, all candidates", dataset, vectors, again, once)
+        again = continuation.other_labels(again, labels)
+        _print(f"playlists{name}, {REDRAWS} draws of halves, other artists", dataset, vectors, again, once)
 
 
-def _print(title: str, dataset: DataSet, vectors: dict[str, Vectors], queries: Queries) -> None:
+def _print(
+    title: str,
+    dataset: DataSet,
+    vectors: dict[str, Vectors],
+    queries: Queries,
+    protocol: continuation.ContinuationProtocol = PROTOCOL,
+) -> None:
     methods = {name: continuation.mean_of_seeds(rows) for name, rows in vectors.items()}
     groups = {query.playlist: query.playlist.partition("@")[0] for query in queries}  # states of one playlist
     candidates = np.flatnonzero(dataset.track_split == TEST)
-    found = continuation.evaluate_continuation(methods, queries, candidates, PROTOCOL, groups=groups)
-    print(f"\n### {title}: {found.queries} lists of {len(set(groups.values()))} playlists\n{of_evaluation(found)}\n")
+    found = continuation.evaluate_continuation(methods, queries, candidates, protocol, groups=groups)
+    print(f"\n### {title}: {len(groups)} lists of {len(set(groups.values()))} playlists\n{of_evaluation(found)}\n")
     for other in [*vectors][1:]:
         told = ", ".join(f"{figure} {signed(found.difference(OURS, other, figure))}" for figure in FIGURES)
         print(f"- {OURS} minus {other}: {told}")
     sys.stdout.flush()
 
 
-def _trained(dataset: DataSet, text: str, seed: int) -> dict[str, Vectors]:
+def _trained(dataset: DataSet, text: str, seed: int, run: Run) -> dict[str, Vectors]:
     """Vectors of all test tracks: by the preset, before its training (whitened alone), and as the checkpoint is."""
     config = larp_preset("captions", seed=seed)
     config = replace(config, text=replace(config.text, checkpoint=text))
-    with tempfile.TemporaryDirectory() as folder, reproducible(seed, config.loop.threads):
-        trainer = Trainer(dataset, None, Run(Path(folder)), config, Progress(sys.stderr))
-        whitened = _encoded(dataset, trainer.larp, trainer.content)
+    rows = np.flatnonzero(dataset.track_split == TEST)
+    with reproducible(seed, config.loop.threads):
+        trainer = Trainer(dataset, None, run, config, Progress(sys.stderr))
+        whitened = encode(trainer.larp, "text", trainer.content, rows)
         trainer.train()
-        trained = _encoded(dataset, trainer.larp, trainer.content)
-    plain = replace(config, text=replace(config.text, pooling="auto", keep_layers=0))
-    raw = _encoded(dataset, build_larp(plain, []), trainer.content, headless=True)
-    return {OURS: trained, "the same, untrained": whitened, "raw encoder": raw}
+        trained = encode(trainer.larp, "text", trainer.content, rows)
+        head = trainer.larp.tower("text").head
+        assert isinstance(head, FieldsHead)
+        weights = head.log_weights.exp().tolist()
+    print("weights:", ", ".join(f"{name} {weight:.2f}" for name, weight in zip(config.clauses, weights, strict=True)))
+    found = {OURS: trained, "the same, untrained": whitened, "raw encoder": _raw(dataset, config, rows)}
+    return {name: _placed(dataset, rows, vectors) for name, vectors in found.items()}
 
 
 @torch.no_grad()
-def _encoded(dataset: DataSet, larp: Larp, content: Content, headless: bool = False) -> Vectors:
-    """Vectors of the test tracks, by the head or, as a sentence encoder is used without training, headless."""
-    tower = cast(TextTower, larp.eval().tower("text"))
-    rows = np.flatnonzero((dataset.track_split == TEST) & content.available("text"))
-    encode = tower.pooled if headless else tower
-    width = tower.head.in_features if headless else larp.dims
-    vectors = np.full((len(dataset.tracks), width), np.nan, np.float32)
-    for part in np.array_split(rows, -(-len(rows) // BATCH)):
-        vectors[part] = encode(*content.inputs("text", part, larp)).numpy()
-    return unit(vectors)
+def _raw(dataset: DataSet, config: LarpConfig, rows: Rows) -> Vectors:
+    """Whole captions by the encoder as a sentence encoder is used without training: no head."""
+    config = replace(config, freeze=False, caption="sentence")
+    content, larp = LiveContent(dataset, None, config), build_larp(config, []).eval()
+    tower = larp.tower("text")
+    parts = np.array_split(rows, -(-len(rows) // BATCH))
+    return np.concatenate([tower.pooled(*content.inputs("text", part, larp)).numpy() for part in parts])
+
+
+def _placed(dataset: DataSet, rows: Rows, vectors: Vectors) -> Vectors:
+    everything = np.full((len(dataset.tracks), vectors.shape[1]), np.nan, np.float32)
+    everything[rows] = vectors
+    return unit(everything)
 
 
 def _artists(dataset: DataSet, data: Path) -> sparse.csr_array:
@@ -112,9 +135,19 @@ def _queries(dataset: DataSet, path: Path) -> Queries:
     return [continuation.ContinuationQuery(name, *parts[name], np.empty(0, np.int64)) for name in sorted(parts)]
 
 
+def _redrawn(queries: Queries, draw: int) -> Queries:
+    """The same lists, each divided anew into halves of the same sizes."""
+    rng, found = np.random.default_rng([PROTOCOL.seed, draw]), []
+    for query in queries:
+        tracks = rng.permutation(np.sort(np.concatenate([query.seeds, query.truth])))
+        found.append(replace(query, seeds=tracks[: len(query.seeds)], truth=tracks[len(query.seeds) :]))
+    return found
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser("python -m benchmarks.spotify_archive")
     parser.add_argument("data", type=Path)
     parser.add_argument("--text", required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--features", type=Path, help="keeps the encoder's outputs for the next time")
     main(**vars(parser.parse_args()))

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from index.caption import CLAUSES
+from index.caption import CLAUSES, KINDS, caption, fields, split_fields
 from index.errors import DebutError
 from index.features import FRAMES, MELS, SAMPLE_RATE
 from index.onnxmodel import ModelError, OnnxModel
+from index.tracks import Track
 
 FORMAT = 1
 FILES = {"audio": ("audio.onnx",), "text": ("text.onnx", "tokenizer.json")}
@@ -49,6 +50,8 @@ class EncoderConfig:
     audio_share: float
     towers: tuple[str, ...]
     """Of "audio" and "text" those that were trained: one at least."""
+    caption: str = "sentence"
+    """How the text tower reads a track: "sentence", one text; "fields", each clause as a text of its own."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -69,8 +72,11 @@ class EncoderConfig:
             towers = tuple(data.get("towers", FILES))
             if not towers or not set(towers) <= set(FILES):
                 raise ModelError(f"{path} names towers {towers}; known are {tuple(FILES)}; publish the release again")
+            kind = data.get("caption", "sentence")
+            if kind not in KINDS:
+                raise ModelError(f"{path} has captions of kind {kind!r}; this Debut knows {KINDS}: upgrade it")
             padding = (data["pad_token_id"], data["pad_token"])
-            return cls(data["dims"], data["max_tokens"], *padding, clauses, share, towers)
+            return cls(data["dims"], data["max_tokens"], *padding, clauses, share, towers, kind)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{path} cannot be read ({error!r}); publish the release again") from error
 
@@ -112,8 +118,15 @@ class Encoder:
 
     @property
     def clauses(self) -> tuple[str, ...]:
-        """What goes into captions: give it to `index.caption.caption`."""
+        """What goes into captions: some of "title", "artist", "album"."""
         return self.config.clauses
+
+    def caption(self, track: Track) -> str:
+        """What the text tower reads of a track; "" when it has none of the clauses, or there is no text tower."""
+        if not self.reads:
+            return ""
+        made = fields if self.config.caption == "fields" else caption
+        return made(track, self.clauses)
 
     def audio(self, log_mel: NDArray[np.float32]) -> NDArray[np.float32]:
         """Encode clips: log-mel f32 [n, 1001, 64] (`features.log_mel`) -> unit vectors f32 [n, dims]."""
@@ -125,21 +138,30 @@ class Encoder:
         return vectors
 
     def text(self, texts: list[str]) -> NDArray[np.float32]:
-        """Encode texts, cut to `max_tokens` word pieces: n strings -> unit vectors f32 [n, dims]."""
+        """Encode n captions of this encoder's kind -> unit vectors f32 [n, dims]. Each text of them (each field, where
+        it reads fields) is cut to `max_tokens` word pieces.
+        """
         vectors = np.empty((len(texts), self.dims), dtype=np.float32)
-        assert self._tokenizer is not None
         for start in range(0, len(texts), _TEXTS):
-            encodings = self._tokenizer.encode_batch(texts[start : start + _TEXTS])
-            inputs = {
-                "input_ids": np.array([encoding.ids for encoding in encodings], dtype=np.int64),
-                "attention_mask": np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64),
-            }
-            vectors[start : start + _TEXTS] = self._models["text"].run(inputs)
+            vectors[start : start + _TEXTS] = self._models["text"].run(self._pieces(texts[start : start + _TEXTS]))
         return vectors
 
+    def _pieces(self, texts: list[str]) -> dict[str, NDArray[np.int64]]:
+        """Word pieces and their mask, i64 [n, longest], or [n, fields, longest]."""
+        assert self._tokenizer is not None
+        shape: tuple[int, ...] = (len(texts), -1)
+        if self.config.caption == "fields":
+            shape = (len(texts), len(self.clauses), -1)
+            texts = split_fields(texts, len(self.clauses))
+        encodings = self._tokenizer.encode_batch(texts)
+        return {
+            "input_ids": np.array([encoding.ids for encoding in encodings], np.int64).reshape(shape),
+            "attention_mask": np.array([encoding.attention_mask for encoding in encodings], np.int64).reshape(shape),
+        }
+
     def track(self, log_mel: NDArray[np.float32] | None, caption: str, lyrics: str | None) -> TrackVectors:
-        """Encode what there is of a track: its clips f32 [n, 1001, 64], its caption ("" when none), its
-        lyrics.
+        """Encode what there is of a track: its clips f32 [n, 1001, 64], its caption by `self.caption` ("" when none),
+        its lyrics.
 
         audio = l2(mean over clips); continuation = l2(w audio + (1 - w) text), w the trained `audio_share` (LARP,
         Eq. 11, where w is 0.5), or the one that is there.
@@ -147,12 +169,13 @@ class Encoder:
         """
         if not self.reads:
             caption, lyrics = "", None
+        lyrics = " ".join(lyrics.split()) if lyrics else None  # a line break would begin another field
         heard = self.hears and log_mel is not None and len(log_mel) > 0
         audio = l2(self.audio(np.asarray(log_mel)).mean(axis=0)) if heard else None
         texts = [text for text in (caption, lyrics) if text and text.strip()]
         vectors = iter(self.text(texts) if texts else ())
         text = next(vectors) if caption.strip() else None
-        words = next(vectors) if lyrics and lyrics.strip() else None
+        words = next(vectors) if lyrics else None
         if audio is None and not self.reads:
             raise EncoderError("the track has no audio, and this model reads no text")
         if text is None and not self.hears:

@@ -10,7 +10,6 @@ import structlog
 from numpy.typing import NDArray
 
 from index.audience import Audience
-from index.caption import caption
 from index.collection import Collection
 from index.encoder import Encoder, TrackVectors
 from index.features import FRAMES, MELS, dequantise
@@ -71,7 +70,7 @@ class Serving:
 
         Raises ModelError when a model's answer is no unit vector: it must not get into a ledger.
         """
-        vectors = self.encoder.track(log_mel, caption(track, self.encoder.clauses), track.lyrics)
+        vectors = self.encoder.track(log_mel, self.encoder.caption(track), track.lyrics)
         matching = self.match(track, vectors)
         try:
             for vector in (vectors.audio, vectors.text, vectors.lyrics, vectors.continuation, matching):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from index.audio import AudioError, decode
-from index.caption import caption
 from index.encoder import Encoder, TrackVectors
 from index.errors import DebutError
 from index.features import log_mel
@@ -73,7 +73,11 @@ def embed_catalogue(dataset: DataSet, encoder: Encoder, progress: Progress, *, t
             unreadable.append(f"{path}: {error.detail}")
             return _embed(encoder, track, None)
 
-    with progress.stage("embed the catalogue", count) as bar, ThreadPoolExecutor(threads) as pool:
+    with (
+        progress.stage("embed the catalogue", count) as bar,
+        ThreadPoolExecutor(threads) as pool,
+        threadpool_limits(1, "blas"),  # as in `training.data.clips`
+    ):
         for row, vectors in enumerate(pool.map(one, range(count))):
             for name in PARTS:
                 vector = getattr(vectors, name) if vectors else None
@@ -86,7 +90,7 @@ def embed_catalogue(dataset: DataSet, encoder: Encoder, progress: Progress, *, t
 
 
 def _embed(encoder: Encoder, track: Track, path: Path | None) -> TrackVectors | None:
-    text = caption(track, encoder.clauses) if encoder.reads else ""
+    text = encoder.caption(track)
     mel = log_mel(decode(path).clips) if path and encoder.hears else None
     if mel is None and not text:
         return None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from index.caption import CLAUSES, caption
+from index.caption import CLAUSES, caption, fields, split_fields
 from index.tracks import Track
 
 FULL = Track("t", title="Gute Nacht", artist="Franz Schubert", album="Winterreise")
@@ -57,3 +57,20 @@ def test_never_none_and_never_loose_blanks(title, artist, album):
                 value = getattr(track, name)
                 assert not value or " ".join(value.split()) in text
             assert "None" not in text or "None" in f"{title}{artist}{album}"
+
+
+def test_fields_are_lines_in_the_order_asked_for():
+    assert fields(FULL) == "Gute Nacht\nFranz Schubert\nWinterreise"
+    assert fields(FULL, ("artist", "title")) == "Franz Schubert\nGute Nacht"
+    assert fields(FULL, ("title", "artist"), kept=("artist",)) == "\nFranz Schubert"
+    assert fields(FULL, ("title", "artist"), kept=()) == ""
+    assert fields(Track("t", artist="\n")) == ""
+    with pytest.raises(ValueError, match="unknown caption clauses"):
+        fields(FULL, ("title", "genre"))
+
+
+@given(st.lists(st.tuples(st.text(), st.text(), st.text()), max_size=4))
+def test_fields_come_apart_as_they_went_together(values):
+    tracks = [Track("t", title=a, artist=b, album=c) for a, b, c in values]
+    lines = split_fields([fields(track) for track in tracks], 3)
+    assert lines == [" ".join(value.split()) for track in values for value in track]

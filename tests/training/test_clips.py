@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from index.audio import decode_span, repeat_pad
 from index.features import FRAMES, log_mel
@@ -346,3 +347,13 @@ def test_caches_of_two_front_ends_do_not_mix(tmp_path: Path) -> None:
     assert [path.suffix for path in folder.glob("excerpts-*")] == [".i16"]
     with pytest.raises(ValueError, match="no front end"):
         FrontEnd("mfcc", 16_000)
+
+
+def test_the_threads_of_blas_do_not_show(tmp_path: Path) -> None:
+    dataset = dataset_of(tmp_path / "data", {"a": 20.0, "b": 31.0})
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads, "blas"):
+            cache = ClipCache.build(dataset, tmp_path / f"cache-{threads}", Silent(), workers=1)
+        found.append(cache.crops(np.arange(2), None))
+    assert np.array_equal(found[0], found[1])

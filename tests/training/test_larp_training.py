@@ -20,7 +20,7 @@ from index.encoder import Encoder
 from index.tracks import Track
 from training.data.clips import ClipCache
 from training.data.dataset import TEST, TRAIN, VALID, DataSet
-from training.larp.augment import spec_augment, thinned_caption
+from training.larp.augment import spec_augment, thinned
 from training.larp.checkpoint import load_larp
 from training.larp.config import AugmentConfig, LarpConfig, SettingsError, StageConfig
 from training.larp.content import Content, LiveContent, encode, joined
@@ -170,11 +170,23 @@ def test_clauses_are_dropped_but_never_all() -> None:
     rng = np.random.default_rng(0)
     full, untitled = Track("x", "Title", "Artist", "Album"), Track("y", artist="Artist")
     drop = {"title": 0.5, "artist": 1.0}
-    found = [thinned_caption(full, ("title", "artist"), drop, rng) for _ in range(400)]
-    assert set(found) == {"The track Title", "A track by Artist"}
-    assert 0.68 < found.count("The track Title") / 400 < 0.82  # 1/2, and half of the other half
-    assert {thinned_caption(untitled, ("title", "artist"), drop, rng) for _ in range(9)} == {"A track by Artist"}
-    assert thinned_caption(Track("z"), ("title",), drop, rng) == ""
+    found = [thinned(full, ("title", "artist"), drop, rng) for _ in range(400)]
+    assert {tuple(names) for names in found} == {("title",), ("artist",)}
+    assert 0.68 < found.count(["title"]) / 400 < 0.82  # 1/2, and half of the other half
+    assert all(thinned(untitled, ("title", "artist"), drop, rng) == ["artist"] for _ in range(9))
+    assert thinned(Track("z"), ("title",), drop, rng) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "made"),
+    [("sentence", {"The track Title", "A track by Artist"}), ("fields", {"Title\n", "\nArtist"})],
+)
+def test_captions_are_made_of_the_clauses_that_stay(dataset: DataSet, kind: str, made: set[str]) -> None:
+    config = replace(TINY, caption=kind, augment=AugmentConfig(drop_clause={"title": 0.5, "artist": 1.0}))
+    songs = replace(dataset, tracks=[Track("x", "Title", "Artist", "Album")])
+    rngs = [np.random.default_rng(seed) for seed in range(30)]
+    rows = np.zeros(30, np.int64)
+    assert set(LiveContent(songs, None, config).captions(rows, rngs)) == made
 
 
 def test_tracks_without_clip_or_caption_are_not_learnt_from(small_data: Path, tmp_path: Path) -> None:
@@ -446,6 +458,7 @@ def test_the_encoder_folder(exported: Path) -> None:
         "pad_token": "[PAD]",
         "pad_token_id": 0,
         "clauses": ["title", "artist"],
+        "caption": "sentence",
         "audio_share": 0.5,
         "sample_rate": 48000,
         "towers": ["audio", "text"],

@@ -1,4 +1,4 @@
-"""Whitened heads, attention pooling and cut checkpoints: fitted as they say, trained, resumed, saved and exported."""
+"""Whitened heads and heads of fields: fitted as they say, trained, resumed, saved and exported."""
 
 import json
 from dataclasses import replace
@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import torch
 from larp_small import STEADY, TINY, stages_of
-from torch.nn import functional as F
-from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
+from transformers import BertConfig, BertModel
 
 from index.encoder import Encoder
+from index.tracks import Track
 from training.data.clips import ClipCache
 from training.data.dataset import DataSet
 from training.larp.checkpoint import load_larp
 from training.larp.config import LarpConfig, TextTowerConfig
+from training.larp.content import LiveContent, encode
 from training.larp.export import export_towers
-from training.larp.heads import MAX_GATE, RIDGE, Gate, Head, refit, spread
+from training.larp.heads import RIDGE, FieldsHead, Head, spread
 from training.larp.task import LarpTask
 from training.larp.towers import CheckpointError, build_larp
 from training.larp.training import Run, Trainer, train_larp
@@ -34,8 +35,8 @@ SIZES: dict[str, Any] = {
     "intermediate_size": 32,
     "max_position_embeddings": 40,
 }
-WHITENED = replace(STEADY, heads="whitened", positives="sum", refit_every=2, towers=("text",))
-ATTENTION = replace(WHITENED, text=replace(WHITENED.text, pooling="attention", lr_scale=0.0))
+WHITENED = replace(STEADY, heads="whitened", positives="sum", towers=("text",))
+FIELDS = replace(WHITENED, freeze=True, caption="fields", fixed_temperature=True)
 
 
 @pytest.fixture
@@ -46,8 +47,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "bert"
 
 
-def config_of(folder: Path, **text: Any) -> LarpConfig:
-    return replace(WHITENED, text=TextTowerConfig(str(folder), **text), dims=8)
+def config_of(folder: Path, pooling: str = "auto", **settings: Any) -> LarpConfig:
+    return replace(WHITENED, text=TextTowerConfig(str(folder), pooling=pooling), dims=8, **settings)
 
 
 # ----- whitening -----
@@ -61,52 +62,91 @@ def head_and_sample(dims: int, whitened: bool = True) -> tuple[Head, torch.Tenso
     return head, mixed
 
 
+def numpy_whitened(sample: np.ndarray, vectors: np.ndarray, kept: int) -> np.ndarray:
+    """Cosines of `vectors` after ridge whitening by the strongest components of `sample`, float64."""
+    mean, covariance = sample.mean(0), np.cov(sample.T, bias=True)
+    values, directions = np.linalg.eigh(covariance)
+    weights = directions[:, -kept:] / np.sqrt(values[-kept:] + RIDGE * values.mean())
+    found = (vectors - mean) @ weights
+    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    return found @ found.T
+
+
 @pytest.mark.parametrize("dims", [4, 6, 9])
-def test_a_refit_to_the_same_outputs_changes_nothing(dims: int) -> None:
+def test_a_spread_head_whitens(dims: int) -> None:
     head, mixed = head_and_sample(dims)
-    before = head.weight.clone(), head.bias.clone()
-    refit(head, mixed)
-    assert torch.allclose(head.weight, before[0], atol=1e-5)
-    assert torch.allclose(head.bias, before[1], atol=1e-4)
+    found = head(mixed).double().numpy()
+    expected = numpy_whitened(mixed.double().numpy(), mixed.double().numpy(), min(dims, 6))
+    assert np.abs(found @ found.T - expected).max() < 1e-4
     assert not any(p.requires_grad for p in head.parameters())
 
 
+# ----- fields -----
+
+
+def fields_head(seed: int, whitened: bool = True) -> tuple[FieldsHead, torch.Tensor]:
+    torch.manual_seed(seed)
+    pooled = torch.randn(200, 3, 6) @ torch.randn(6, 6) * torch.linspace(0.1, 3, 6) + 5
+    pooled[::4, 1] = 0  # no artist
+    pooled[1::7, 2] = 0  # no album
+    head = FieldsHead(6, 18, 3, whitened=whitened)
+    spread(head, pooled.flatten(1))
+    return head, pooled
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_a_refit_whitens_and_keeps_the_orientation(seed: int) -> None:
-    head, mixed = head_and_sample(6)
-    rng = np.random.default_rng(seed)
-    moved = mixed + torch.from_numpy(0.1 * rng.normal(size=mixed.shape)).float() @ torch.diag(torch.arange(6.0))
-    before = head(moved)
-    refit(head, moved)
-    x = moved.double().numpy()
-    covariance = np.cov(x.T, bias=True)
-    ridged = covariance + RIDGE * np.trace(covariance) / 6 * np.eye(6)
-    values, vectors = np.linalg.eigh(ridged)
-    expected = head.basis.numpy() @ (vectors / np.sqrt(values)) @ vectors.T  # B C^-1/2
-    assert np.allclose(head.weight.numpy(), expected, atol=1e-5), f"seed {seed}"
-    projected = F.linear(moved, head.weight, head.bias)
-    assert projected.mean(0).abs().max() < 1e-4
-    assert (before * head(moved)).sum(1).min() > 0.9, f"seed {seed}"
+@torch.no_grad()
+def test_a_cosine_is_the_weighted_mean_of_the_fields_cosines(seed: int) -> None:
+    head, pooled = fields_head(seed)
+    head.log_weights.copy_(torch.tensor([-0.5, 0.3, 0.1]))
+    found = head(pooled.flatten(1)).double().numpy()
+    values, there = pooled.double().numpy(), (pooled != 0).any(-1).double().numpy()
+    squares = np.exp(2 * head.log_weights.double().numpy())  # a weight stands in both vectors
+    expected = np.zeros((200, 200))
+    for field in range(3):
+        known = there[:, field] > 0
+        cosines = np.zeros((200, 200))
+        cosines[np.ix_(known, known)] = numpy_whitened(values[known, field], values[known, field], 6)
+        expected += squares[field] * cosines
+    norms = np.sqrt(there @ squares)
+    assert np.abs(found @ found.T - expected / np.outer(norms, norms)).max() < 1e-4, f"seed {seed}"
 
 
-# ----- the gate -----
+def test_only_the_weights_of_a_whitened_head_of_fields_learn() -> None:
+    head, pooled = fields_head(0)
+    assert {name for name, p in head.named_parameters() if p.requires_grad} == {"log_weights"}
+    assert torch.equal(head.log_weights, torch.zeros(3))
+    vectors = head(pooled.flatten(1))
+    (vectors[0] @ vectors[1]).backward()
+    assert head.log_weights.grad.abs().max() > 0
 
 
-def test_the_gate_starts_as_the_mean_and_then_weighs() -> None:
+@torch.no_grad()
+def test_a_field_that_nobody_has_leaves_no_trace() -> None:
     torch.manual_seed(0)
-    states, mask = torch.randn(3, 5, 4) * 2 + 1, torch.tensor([[1] * 5, [1, 1, 0, 0, 0], [1, 1, 1, 1, 0]])
-    gate = Gate(4)
-    gate.fit(states[mask.bool()])
-    there = mask[..., None].float()
-    assert torch.allclose(gate(states, mask), (states * there).sum(1) / there.sum(1))
-    with torch.no_grad():
-        gate.query.copy_(torch.tensor([1.0, -2.0, 30.0, 0.5]))
-    for row, count in enumerate([5, 2, 4]):
-        tokens = states[row, :count].double().numpy()
-        known = states[mask.bool()].double().numpy()
-        scores = (tokens - known.mean(0)) / known.std(0) @ gate.query.detach().double().numpy()
-        weights = np.exp(np.clip(scores, -MAX_GATE, MAX_GATE))
-        assert np.allclose(gate(states, mask)[row].detach().numpy(), weights @ tokens / weights.sum(), atol=1e-4)
+    pooled = torch.randn(20, 2, 6)
+    pooled[:, 1] = 0
+    head = FieldsHead(6, 8, 2, whitened=True)
+    spread(head, pooled.flatten(1))
+    assert torch.equal(head(pooled.flatten(1))[:, 4:], torch.zeros(20, 4))
+    assert torch.isfinite(head(torch.zeros(1, 12))).all()
+
+
+@torch.no_grad()
+def test_each_field_is_encoded_as_if_alone(folder: Path) -> None:
+    larp = build_larp(config_of(folder, caption="fields", clauses=("title", "artist")), CAPTIONS).eval()
+    texts = ["Nacht\nClara Schumann und Robert", "\nRobert", "Der Morgen"]  # the last one has no second line
+    ids, mask = larp.tokens(texts)
+    assert ids.shape == mask.shape == (3, 2, ids.shape[2])
+    found = larp.text.pooled(ids, mask).view(3, 2, 16)
+    bert = BertModel.from_pretrained(folder).eval()
+    for row, fields in enumerate((("Nacht", "Clara Schumann und Robert"), ("", "Robert"), ("Der Morgen", ""))):
+        for field, text in enumerate(fields):
+            alone = torch.tensor([larp.tokenizer.encode(text).ids])
+            expected = bert(input_ids=alone).last_hidden_state[0, 0] if text else torch.zeros(16)
+            assert torch.allclose(found[row, field], expected, atol=1e-5), (row, field)
+    with pytest.raises(ValueError, match="3 lines, for 2 fields"):
+        larp.tokens(["a\nb\nc"])
 
 
 # ----- checkpoints -----
@@ -129,28 +169,6 @@ def test_pooling_is_what_the_sentence_encoder_says(folder: Path) -> None:
         build_larp(config_of(folder), CAPTIONS)
 
 
-@torch.no_grad()
-def test_the_first_layers_are_kept(folder: Path) -> None:
-    larp = build_larp(config_of(folder, keep_layers=2), CAPTIONS).eval()
-    ids, mask = larp.tokens(CAPTIONS)
-    whole = BertModel.from_pretrained(folder).eval()(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-    assert torch.allclose(larp.text.states(ids, mask), whole.hidden_states[2], atol=1e-6)
-    assert larp.text.encoder.config.num_hidden_layers == 2
-    with pytest.raises(CheckpointError, match="3 layers cannot be cut to 4: set keep_layers to 0"):
-        build_larp(config_of(folder, keep_layers=4), CAPTIONS)
-
-
-@torch.no_grad()
-def test_relatives_are_cut_too(tmp_path: Path) -> None:
-    model = DistilBertModel(DistilBertConfig(vocab_size=80, dim=16, n_layers=3, n_heads=2, hidden_dim=32))
-    model.save_pretrained(tmp_path)
-    train_vocabulary(CAPTIONS, 80).save(str(tmp_path / "tokenizer.json"))
-    larp = build_larp(config_of(tmp_path, keep_layers=1), CAPTIONS).eval()
-    ids, mask = larp.tokens(CAPTIONS)
-    whole = model.eval()(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-    assert torch.allclose(larp.text.states(ids, mask), whole.hidden_states[1], atol=1e-6)
-
-
 # ----- training -----
 
 
@@ -163,61 +181,25 @@ def trainer_of(dataset: DataSet, clips: ClipCache, config: LarpConfig, tmp_path:
     return Trainer(dataset, clips, Run(tmp_path / "larp", features=tmp_path / "features"), config, Silent())
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"freeze": True}, {"towers": ("audio", "text")}],
-    ids=["text", "frozen", "both"],
-)
-def test_heads_are_the_whitening_of_their_own_encoders(
-    dataset: DataSet, clips: ClipCache, tmp_path: Path, changes: dict[str, Any]
-) -> None:
-    config = one_stage(replace(WHITENED, **changes))
-    trainer = trainer_of(dataset, clips, config, tmp_path)
-    first = {name: trainer.larp.tower(name).head.weight.clone() for name in config.towers}
-    trainer.train()
-    pretraining = trainer.pretraining
-    for name in config.towers:
-        tower = trainer.larp.tower(name)
-        twin = pretraining.twins[name]
-        for module in (tower, twin):
-            head = module if isinstance(module, Head) else module.head
-            inputs = trainer.content.inputs(name, trainer.corpus.rows, trainer.larp)
-            with torch.no_grad():
-                pooled = inputs[0] if trainer.content.frozen else module.pooled(*inputs)
-            expected = Head(head.in_features, head.out_features, whitened=True)
-            expected.basis.copy_(tower.head.basis)
-            refit(expected, pooled)
-            assert torch.allclose(head.weight, expected.weight, atol=1e-3, rtol=1e-3)
-        assert torch.allclose(tower.head.weight, first[name], rtol=1e-3, atol=1e-3) == config.freeze
-
-
-def test_a_fixed_encoder_stays_and_its_gate_learns(dataset: DataSet, clips: ClipCache, tmp_path: Path) -> None:
-    config = one_stage(replace(ATTENTION, fixed_temperature=True))
-    trainer = trainer_of(dataset, clips, config, tmp_path)
+@pytest.mark.parametrize("changes", [{}, {"freeze": True}, {"caption": "fields"}], ids=["tuned", "frozen", "fields"])
+def test_whitened_heads_stay(dataset: DataSet, clips: ClipCache, tmp_path: Path, changes: dict[str, Any]) -> None:
+    trainer = trainer_of(dataset, clips, one_stage(replace(WHITENED, **changes)), tmp_path)
     before = {name: value.clone() for name, value in trainer.pretraining.state_dict().items()}
     trainer.train()
     after = trainer.pretraining.state_dict()
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
-    assert not any(".encoder." in name for name in changed)
-    assert {"online.text.gate.query", "twins.text.gate.query", "online.text.head.weight"} <= changed
-    assert "online.temperature" not in changed
+    assert not any(name.endswith(("head.weight", "head.bias")) or ".head.heads." in name for name in changed)
+    assert any(".encoder." in name for name in changed) != ("freeze" in changes)
+    assert ("online.text.head.log_weights" in changed) == ("caption" in changes)
+    assert "online.temperature" in changed
 
 
-def test_states_stand_for_the_word_pieces_of_a_fixed_encoder(
-    dataset: DataSet, clips: ClipCache, tmp_path: Path
-) -> None:
-    text = trainer_of(dataset, clips, ATTENTION, tmp_path).larp.train().text
-    ids = torch.randint(text.encoder.config.vocab_size, (3, 7))
-    mask = torch.ones_like(ids)
-    assert torch.equal(text(text.states(ids, mask), mask), text(ids, mask))
-
-
-@pytest.mark.parametrize("base", [WHITENED, ATTENTION], ids=["tuned", "attention"])
+@pytest.mark.parametrize("base", [WHITENED, FIELDS], ids=["tuned", "fields"])
 def test_a_training_broken_off_ends_as_if_it_had_not_been(
     dataset: DataSet, clips: ClipCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: LarpConfig
 ) -> None:
     config, follow = one_stage(base), LarpTask.after_step
-    expected = train_larp(dataset, clips, Run(tmp_path / "whole"), config, Silent())
+    expected = train_larp(dataset, clips, Run(tmp_path / "whole", features=tmp_path / "features"), config, Silent())
     for dies_after in (3, 4):
         done = [0]
 
@@ -228,7 +210,7 @@ def test_a_training_broken_off_ends_as_if_it_had_not_been(
             follow(task)
 
         monkeypatch.setattr(LarpTask, "after_step", after_step)
-        run = Run(tmp_path / "broken", tmp_path / "saves", save_every_s=0.0)
+        run = Run(tmp_path / "broken", tmp_path / "saves", tmp_path / "features", save_every_s=0.0)
         with pytest.raises(KeyboardInterrupt):
             train_larp(dataset, clips, run, config, Silent())
     monkeypatch.setattr(LarpTask, "after_step", follow)
@@ -237,36 +219,44 @@ def test_a_training_broken_off_ends_as_if_it_had_not_been(
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-@pytest.mark.parametrize("base", [WHITENED, ATTENTION], ids=["tuned", "attention"])
+@pytest.mark.parametrize("base", [WHITENED, FIELDS], ids=["tuned", "fields"])
 def test_a_small_micro_batch_gives_the_same_vectors(
     dataset: DataSet, clips: ClipCache, tmp_path: Path, base: LarpConfig
 ) -> None:
-    vectors = []
+    vectors, texts = [], ["Nacht\nClara", "Der Morgen\nRobert"]  # a sentence's words or two fields
     for micro in (0, 3):
         config = one_stage(replace(base, micro_batch=micro), 1)
-        train_larp(dataset, clips, Run(tmp_path / str(micro)), config, Silent())
-        vectors.append(load_larp(tmp_path / str(micro)).encode_text(CAPTIONS))
-    untrained = trainer_of(dataset, clips, config, tmp_path).larp.eval().encode_text(CAPTIONS)
-    assert (vectors[0] * vectors[1]).sum(1).min() > 0.9999
-    assert (vectors[0] * untrained).sum(1).min() < 0.9999
+        train_larp(dataset, clips, Run(tmp_path / str(micro), features=tmp_path / "features"), config, Silent())
+        vectors.append(load_larp(tmp_path / str(micro)).encode_text(texts))
+    untrained = trainer_of(dataset, clips, config, tmp_path).larp.eval().encode_text(texts)
+    learnt = (vectors[0] - untrained).norm()
+    assert learnt > 1e-3
+    assert (vectors[0] - vectors[1]).norm() < 0.02 * learnt
 
 
-@pytest.mark.parametrize("pooling", ["mean", "attention"])
+@pytest.mark.parametrize("caption", ["sentence", "fields"])
 def test_the_service_computes_the_trainers_vectors(
-    dataset: DataSet, clips: ClipCache, tmp_path: Path, pooling: str
+    dataset: DataSet, clips: ClipCache, tmp_path: Path, caption: str
 ) -> None:
-    config = one_stage(replace(TINY, heads="whitened", towers=("text",), text=replace(TINY.text, pooling=pooling)), 1)
+    text = replace(TINY.text, pooling="mean")
+    config = one_stage(replace(TINY, heads="whitened", towers=("text",), text=text, caption=caption), 1)
     train_larp(dataset, clips, Run(tmp_path / "larp"), config, Silent())
     larp = load_larp(tmp_path / "larp")
-    assert larp.text.pooling == pooling
-    if larp.text.gate is not None:
-        with torch.no_grad():
-            larp.text.gate.query.normal_()  # as after longer training
+    assert larp.text.pooling == "mean"
     export_towers(larp, tmp_path / "encoder")
-    found = Encoder.open(tmp_path / "encoder").text(CAPTIONS)
+    encoder = Encoder.open(tmp_path / "encoder")
+    tracks = [*dataset.tracks[:5], Track("x", title="Nacht"), Track("y", artist="Clara"), Track("z", title="a " * 200)]
+    captions = [encoder.caption(track) for track in tracks]
+    assert (captions[5] == "Nacht\n") == (caption == "fields")
+    found = encoder.text(captions)
     with torch.no_grad():
-        expected = larp.encode_text(CAPTIONS).numpy()
+        expected = larp.encode_text(captions).numpy()
+        batched = encode(larp, "text", LiveContent(dataset, None, config), np.arange(5))
     assert (found * expected).sum(1).min() > 0.9999
+    assert (found[:5] * batched).sum(1).min() > 0.9999
+    lyrics = "Fremd bin ich eingezogen,\nfremd zieh' ich wieder aus.\n\nDer Mai"
+    words = encoder.track(None, captions[0], lyrics).lyrics
+    assert words @ encoder.text([" ".join(lyrics.split())])[0] > 0.9999
 
 
 # ----- settings -----
@@ -275,18 +265,17 @@ def test_the_service_computes_the_trainers_vectors(
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"freeze": True, "text": TextTowerConfig(pooling="attention")}, "set the text's lr_scale to 0"),
+        ({"caption": "fields", "dims": 31}, "dims 31 is no multiple of 2"),
+        ({"fusion": "transformer", "dims": 30}, "dims 30 is no multiple of that"),
+        ({"caption": "verse"}, "caption must be one of"),
         ({"freeze": True, "heads": "whitened", "fixed_temperature": True}, "nothing to train"),
         ({"heads": "whitened", "spread": False}, "cannot go without spread"),
         ({"heads": "frozen"}, "heads must be one of"),
         ({"positives": "max"}, "positives must be one of"),
-        ({"refit_every": 0}, "refit_every must be at least 1"),
     ],
 )
 def test_settings_that_do_not_go_together(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         replace(TINY, **changes)
-    with pytest.raises(ValueError, match="without one, set layers"):
-        TextTowerConfig(keep_layers=2)
     with pytest.raises(ValueError, match="pooling must be one of"):
         TextTowerConfig(pooling="max")

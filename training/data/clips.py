@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from index.audio import AudioError, decode_span, repeat_pad
 from index.features import CLIP_SAMPLES
@@ -147,7 +148,8 @@ def _decode_all(
     paths: Mapping[str, Path], front_end: FrontEnd, writer: Writer, progress: Progress, workers: int
 ) -> None:
     bad = 0
-    with progress.stage("decode audio", len(paths)) as stage:
+    # The workers are enough threads; and how many BLAS takes would show in the last bits, and so in what is learnt.
+    with progress.stage("decode audio", len(paths)) as stage, threadpool_limits(1, "blas"):
         for audio, (entry, rows) in _decoded(paths, front_end, workers):
             writer.add(audio, entry, rows)
             bad += bool(entry.problem)

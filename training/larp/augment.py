@@ -25,13 +25,15 @@ def spec_augment(clips: NDArray[np.float32], config: AugmentConfig, rngs: Sequen
             clip[:, first:last] = mean[first:last]
 
 
-def thinned_caption(track: Track, clauses: Sequence[str], drop: Mapping[str, float], rng: np.random.Generator) -> str:
-    """Return the track's caption, each clause left out with its probability in `drop`; one always stays."""
+def thinned(track: Track, clauses: Sequence[str], drop: Mapping[str, float], rng: np.random.Generator) -> list[str]:
+    """Return the clauses that stay in the track's caption, each left out with its probability in `drop`; of those that
+    it has, one always stays.
+    """
     there = [name for name in clauses if caption(track, (name,))]
     kept = rng.random(len(there)) >= np.array([drop.get(name, 0.0) for name in there])
     if there and not kept.any():
         kept[rng.integers(len(there))] = True
-    return caption(track, [name for name, keep in zip(there, kept, strict=True) if keep])
+    return [name for name, keep in zip(there, kept, strict=True) if keep]
 
 
 def _stripes(size: int, count: int, widest: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:

@@ -54,14 +54,12 @@ def _joined(config: LarpConfig, share: float) -> str:
 
 
 def _towers(config: LarpConfig) -> list[str]:
-    heads = ", head refitted as a whitening" if config.heads == "whitened" else ""
-    fixed = {
-        name: ", encoder fixed" if config.freeze or not getattr(config, name).lr_scale else "" for name in config.towers
-    }
+    heads = ", head a whitening" if config.heads == "whitened" else ""
+    fixed = ", encoder fixed" if config.freeze else ""
+    reads = "captions" if config.caption == "sentence" else "fields"
     told = {
-        "audio": f"- audio tower: {_origin(config.audio.checkpoint)}{fixed.get('audio')}{heads}; 10 s clips",
-        "text": f"- text tower: {_origin(config.text.checkpoint)}{fixed.get('text')}{heads}; captions of "
-        f"{', '.join(config.clauses)}",
+        "audio": f"- audio tower: {_origin(config.audio.checkpoint)}{fixed}{heads}; 10 s clips",
+        "text": f"- text tower: {_origin(config.text.checkpoint)}{fixed}{heads}; {reads}: {', '.join(config.clauses)}",
     }
     return [told[name] for name in config.towers]
 

@@ -5,13 +5,14 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from index.caption import CLAUSES
+from index.caption import KINDS as CAPTIONS
 from index.errors import DebutError
-from training.larp.fusion import KINDS
+from training.larp.fusion import HEADS, KINDS
 from training.loop import LoopConfig
 
 LOSSES = ("wtc", "ttc", "tpc")
 TOWERS = ("audio", "text")
-POOLINGS = ("auto", "cls", "mean", "attention")
+POOLINGS = ("auto", "cls", "mean")
 _CHOICES = {
     "targets": ("multi", "diagonal"),
     "positives": ("mean", "sum"),
@@ -20,6 +21,7 @@ _CHOICES = {
     "fusion": KINDS,
     "tables": ("pass", "zeros"),
     "parent_weight": ("uniform", "log"),
+    "caption": CAPTIONS,
 }
 
 
@@ -76,19 +78,14 @@ class TextTowerConfig:
     dropout: float = 0.1
     """Dropout of hidden states and attention."""
     lr_scale: float = 1.0
-    """The encoder's learning rate as a multiple of the stage's; its pooling and head have the stage's own. 0: it stays
-    as it is, without dropout, and a track is run through it once a step instead of twice."""
+    """The encoder's learning rate as a multiple of the stage's; its head has the stage's own."""
     pooling: str = "auto"
-    """"cls": the state of [CLS]; "mean": over the word pieces; "attention": the mean by learnt weights (`heads.Gate`);
-    "auto": "cls" or "mean", what a checkpoint of sentence-transformers says in 1_Pooling/config.json, else "cls"."""
-    keep_layers: int = 0
-    """How many of a checkpoint's layers are used, the first ones; 0: all."""
+    """"cls": the state of [CLS]; "mean": over the word pieces; "auto": what a checkpoint of sentence-transformers says
+    in 1_Pooling/config.json, else "cls"."""
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {POOLINGS}, not {self.pooling!r}")
-        if self.keep_layers < 0 or (self.keep_layers and self.checkpoint is None):
-            raise ValueError("keep_layers counts layers of a checkpoint: without one, set layers")
 
 
 @dataclass(frozen=True)
@@ -153,16 +150,15 @@ class LarpConfig:
     spread: bool = True
     """Whether untrained heads are centred and scaled to their encoder's outputs (`heads.spread`)."""
     heads: str = "trained"
-    """"whitened": no parameters, but fitted to the encoders' outputs in closed form, again and again (`refit_every`):
-    the right head for encoders that know much already and for playlists too few to learn one from."""
-    refit_every: int = 10
-    """Steps after which whitened heads are fitted anew; they are also at an epoch's end."""
-    refit_tracks: int = 4096
-    """Training tracks (always the same) that they are fitted to."""
+    """"whitened": not trained, but fitted to the encoders' outputs in closed form before training: the right head for
+    encoders that know much already and for playlists too few to learn one from."""
     dims: int = 256
     """Size of the shared space."""
     clauses: tuple[str, ...] = CLAUSES
     """Clauses of the caption: some of "title", "artist", "album"."""
+    caption: str = "sentence"
+    """"sentence": "The track {title} by {artist} on album {album}", one text (section 4.1); "fields": each clause is
+    encoded by itself, has a part of the space to itself and a learnt weight (`heads.FieldsHead`)."""
     batch_size: int = 50
     """Tracks that meet in a step (with their pairs from stage 2 on), over all ranks."""
     micro_batch: int = 0
@@ -210,18 +206,20 @@ class LarpConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
         least = {"dims": 1, "batch_size": 2, "micro_batch": 0, "queue": 0, "seeds": 1, "validation_draws": 1}
-        least |= {"refit_every": 1, "refit_tracks": 2}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name} must be at least {smallest}, not {getattr(self, name)}")
         self._check_together()
 
     def _check_together(self) -> None:
+        if self.fusion == "transformer" and self.dims % HEADS:
+            raise ValueError(f"the transformer fusion has {HEADS} heads: dims {self.dims} is no multiple of that")
         if self.freeze and self.augment.drop_clause:
             raise ValueError("freeze reads one caption a track: it cannot go with drop_clause")
-        if self.freeze and self.text.pooling == "attention" and "text" in self.towers:
-            raise ValueError("freeze keeps pooled outputs alone: for attention pooling set the text's lr_scale to 0")
-        if self.freeze and self.heads == "whitened" and self.fixed_temperature:
+        fields = len(self.clauses) if self.caption == "fields" else 1
+        if "text" in self.towers and self.dims % fields:
+            raise ValueError(f"{fields} fields share the space evenly: dims {self.dims} is no multiple of {fields}")
+        if self.freeze and self.heads == "whitened" and self.fixed_temperature and fields == 1:
             raise ValueError("freeze, whitened heads and a fixed temperature leave nothing to train: change one")
         if self.heads == "whitened" and not self.spread:
             raise ValueError("whitened heads are always fitted: they cannot go without spread")

@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from index.caption import caption
+from index.caption import caption, fields
 from training.data.clips import ClipCache
 from training.data.dataset import DataSet
-from training.larp.augment import spec_augment, thinned_caption
+from training.larp.augment import spec_augment, thinned
 from training.larp.config import LarpConfig
 from training.larp.model import Larp
 
@@ -58,7 +58,8 @@ class LiveContent:
         self, name: str, rows: Rows, larp: Larp, rngs: Sequence[np.random.Generator] | None = None
     ) -> tuple[Tensor, ...]:
         """As `Content`: log-mel f32 [B, 1, 1001, 64] or what the tower's extractor makes of samples; or word pieces and
-        their mask i64 [B, T]. In training both are cut from anywhere, and log-mel has stripes blanked.
+        their mask i64 [B, T], or [B, fields, T]. In training clips are cut from anywhere, log-mel has stripes blanked,
+        and clauses may be left out.
         """
         if name == "text":
             return larp.tokens(self.captions(rows, rngs))
@@ -77,8 +78,14 @@ class LiveContent:
         """Captions of tracks; with `rngs`, clauses are left out at random as the config says."""
         drop, clauses = self._config.augment.drop_clause, self._config.clauses
         if rngs is None or not drop:
-            return [caption(self._tracks[row], clauses) for row in rows]
-        return [thinned_caption(self._tracks[row], clauses, drop, rng) for row, rng in zip(rows, rngs, strict=True)]
+            return [self._caption(row, clauses) for row in rows]
+        kept = [thinned(self._tracks[row], clauses, drop, rng) for row, rng in zip(rows, rngs, strict=True)]
+        return [self._caption(row, names) for row, names in zip(rows, kept, strict=True)]
+
+    def _caption(self, row: int, kept: Sequence[str]) -> str:
+        if self._config.caption == "fields":
+            return fields(self._tracks[row], self._config.clauses, kept)
+        return caption(self._tracks[row], kept)
 
 
 def on(device: torch.device, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

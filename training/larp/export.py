@@ -19,9 +19,9 @@ def export_towers(larp: Larp, directory: Path) -> None:
     """Write audio.onnx, text.onnx, tokenizer.json (of the towers there are) and config.json into `directory`, the
     config last.
 
-    audio.onnx: log_mel f32 [1, 1, 1001, 64] -> vector f32 [1, dims]. text.onnx: input_ids and attention_mask
-    i64 [b, n] -> vector f32 [b, dims]. Vectors have length 1. Raises FrontEndError for an audio tower that hears
-    otherwise than the service.
+    audio.onnx: log_mel f32 [1, 1, 1001, 64] -> vector f32 [1, dims]. text.onnx: input_ids, attention_mask i64 [b, n],
+    of a tower that reads fields [b, fields, n] -> vector f32 [b, dims]. Vectors have length 1. Raises FrontEndError for
+    an audio tower that hears otherwise than the service.
     """
     check_servable(larp)
     directory.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def _export_text(larp: Larp, text: TextTower, directory: Path) -> None:
     export_onnx(
         text,
         {"input_ids": ids, "attention_mask": mask},
-        {"input_ids": {0: batch, 1: length}, "attention_mask": {0: batch, 1: length}},
+        {"input_ids": {0: batch, ids.ndim - 1: length}, "attention_mask": {0: batch, ids.ndim - 1: length}},
         directory / "text.onnx",
     )
     _write(directory / "tokenizer.json", larp.tokenizer.to_str(pretty=False))
@@ -55,6 +55,7 @@ def _config(larp: Larp) -> dict[str, Any]:
         "pad_token": padding["pad_token"],
         "pad_token_id": padding["pad_id"],
         "clauses": list(larp.clauses),
+        "caption": "fields" if larp.reads_fields else "sentence",
         "audio_share": round(larp.audio_share.item(), 6),
         "sample_rate": SAMPLE_RATE,
         "towers": list(larp.names),

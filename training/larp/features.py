@@ -65,7 +65,7 @@ class FrozenContent:
 
 
 def _computed(larp: Larp, name: str, live: LiveContent, directory: Path, progress: Progress) -> NDArray[np.float16]:
-    rows = np.flatnonzero(live.available(name))
+    rows = _in_order(name, live)
     shape = (len(live.available(name)), larp.tower(name).head.in_features)
     path = directory / f"{name}-{_key(larp, name, live, rows)}.f16"
     note = path.with_suffix(".json")
@@ -82,6 +82,17 @@ def _computed(larp: Larp, name: str, live: LiveContent, directory: Path, progres
                     data.flush()
                     _write(note, done)
     return np.memmap(path, np.float16, "r", shape=shape)
+
+
+def _in_order(name: str, live: LiveContent) -> Rows:
+    """The tracks that have what the tower reads; captions of like length together, since a batch is padded to its
+    longest.
+    """
+    rows = np.flatnonzero(live.available(name))
+    if name != "text":
+        return rows
+    lengths = [max(map(len, caption.split("\n"))) for caption in live.captions(rows)]
+    return rows[np.argsort(lengths, kind="stable")]
 
 
 @torch.no_grad()

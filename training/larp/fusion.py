@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 KINDS = ("residual", "attention", "mean", "transformer")
-_LAYERS, _HEADS = 2, 4
+_LAYERS, HEADS = 2, 4
 
 
 def make_fusion(kind: str, dims: int, seeds: int, positions: bool = False) -> nn.Module:
@@ -38,7 +38,11 @@ class MeanFusion(nn.Module):
 
 
 class AttentionFusion(nn.Module):
-    """One self-attention layer, mean over tracks; padding is left out of keys, queries and means."""
+    """One self-attention layer, mean over tracks; padding is left out of keys, queries and means.
+
+    Only the mean is wanted, so the projections meet the tracks once instead of three times: queries and keys as one
+    bilinear form, x_j' Wq' Wk x_k, and Wv behind the mean, which it commutes with.
+    """
 
     def __init__(self, dims: int, residual: bool) -> None:
         super().__init__()
@@ -52,11 +56,10 @@ class AttentionFusion(nn.Module):
     def forward(self, vectors: Tensor, present: Tensor) -> Tensor:
         """Fuse f32 [B, J, d] with bool [B, J] -> f32 [B, d]."""
         vectors = vectors * present[..., None]
-        attended = F.scaled_dot_product_attention(
-            self.query(vectors), self.key(vectors), self.value(vectors), attn_mask=_keys(present)
-        )
-        fused = _mean(attended + vectors if self.residual else attended, present)
-        return F.normalize(fused, dim=-1)
+        scores = vectors @ (self.query.weight.T @ self.key.weight) @ vectors.mT / vectors.shape[-1] ** 0.5
+        shares = scores.masked_fill(~_keys(present), float("-inf")).softmax(-1)
+        attended = self.value((_mean(shares, present)[:, None] @ vectors)[:, 0])
+        return F.normalize(attended + _mean(vectors, present) if self.residual else attended, dim=-1)
 
 
 class TransformerFusion(nn.Module):
@@ -65,7 +68,7 @@ class TransformerFusion(nn.Module):
     def __init__(self, dims: int, positions: int) -> None:
         super().__init__()
         layer = nn.TransformerEncoderLayer(
-            dims, _HEADS, 2 * dims, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            dims, HEADS, 2 * dims, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
         self.encoder = nn.TransformerEncoder(layer, _LAYERS, enable_nested_tensor=False)
         self.out = nn.Linear(dims, dims, bias=False)

@@ -1,28 +1,23 @@
-"""From an encoder's states to the shared space: pooling by learnt weights, and heads, trained or whitening."""
+"""From an encoder's answer to the shared space: heads, trained or whitening, and one for captions of fields."""
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 RIDGE = 0.1
-MAX_GATE = 6.0  # of a token's log weight: none counts more than e^12 times another
 
 
 class Head(nn.Linear):
     """An encoder's answer into the shared space: f32 [B, width] -> unit vectors f32 [B, dims].
 
-    whitened: it is not trained but fitted (`spread`, then `refit`). basis f32 [dims, width]: how the space lies on the
-    encoder's, which later fits keep.
+    whitened: it is not trained but fitted once (`spread`).
     """
-
-    basis: Tensor
 
     def __init__(self, width: int, dims: int, *, whitened: bool = False) -> None:
         super().__init__(width, dims)
-        self.whitened = whitened
-        if whitened:
-            self.requires_grad_(False)
-            self.register_buffer("basis", torch.zeros(dims, width))
+        self.requires_grad_(not whitened)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Project and normalise to length 1, in float32 whatever the precision around it."""
@@ -32,9 +27,49 @@ class Head(nn.Linear):
         return F.normalize(super().forward(pooled), dim=-1)
 
 
+class FieldsHead(nn.Module):
+    """The encoder's answers to F fields, one after the other, f32 [B, F * width] -> unit vectors f32 [B, dims].
+
+    Each field has a head into a part of the space of its own, f32 [B, dims / F] of length 1, times a learnt weight
+    exp(w), w = 0 at first; the whole is normalised. So a cosine of two tracks is the weighted mean of their fields'
+    cosines. A field whose answer is all zero is missing, and its part of the space is zero.
+    """
+
+    def __init__(self, width: int, dims: int, fields: int, *, whitened: bool = False) -> None:
+        super().__init__()
+        self.in_features, self.out_features = fields * width, dims
+        self.heads = nn.ModuleList(Head(width, dims // fields, whitened=whitened) for _ in range(fields))
+        self.log_weights = nn.Parameter(torch.zeros(fields))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Project, weigh and put together, in float32 whatever the precision around it."""
+        parts = []
+        for field, head, weight in zip(self.fields(pooled), self.heads, self.log_weights.float().exp(), strict=True):
+            there = (field != 0).any(-1, keepdim=True)
+            parts.append(head(field) * there * weight)
+        return F.normalize(torch.cat(parts, -1), dim=-1)
+
+    def fields(self, pooled: Tensor) -> tuple[Tensor, ...]:
+        """The answers apart, f32 [B, width] each."""
+        return pooled.chunk(len(self.heads), dim=-1)
+
+
+def spread(head: Head | FieldsHead, pooled: Tensor) -> None:
+    """Let an untrained head whiten its encoder's outputs, of which `pooled` is a sample (`_spread`); one of fields,
+    those of each of them that at least two tracks of the sample have.
+    """
+    if isinstance(head, Head):
+        _spread(head, pooled)
+        return
+    for own, field in zip(head.heads, head.fields(pooled), strict=True):
+        known = field[(field != 0).any(-1)]
+        if len(known) > 1:
+            _spread(cast(Head, own), known)
+
+
 @torch.no_grad()
-def spread(head: Head, pooled: Tensor) -> None:
-    """Let an untrained head whiten its encoder's outputs, of which `pooled` f32 [n, width] is a sample.
+def _spread(head: Head, pooled: Tensor) -> None:
+    """Whiten `pooled` f32 [n, width].
 
     An encoder's vectors share one large mean and a few strong directions (cosines near 1), so they tell tracks apart by
     next to nothing, and contrast starts on a plateau. Here the mean goes, and the strongest principal components, as
@@ -47,21 +82,6 @@ def spread(head: Head, pooled: Tensor) -> None:
     weight = (basis * gains[-kept:]) @ directions.T[-kept:]
     head.weight.copy_(weight)
     head.bias.copy_(-(weight @ mean))
-    if head.whitened:
-        head.basis.copy_(basis @ directions.T[-kept:])
-
-
-@torch.no_grad()
-def refit(head: Head, pooled: Tensor) -> None:
-    """Whiten the encoder's outputs as they are now, `pooled` f32 [n, width], in the orientation of the first fit.
-
-    W = B U g U^T with directions U, gains g and the basis B of `spread`, for which this is the same: among all
-    whitenings U g U^T turns vectors least, so those of before and after a refit can still be compared.
-    """
-    mean, gains, directions = _principal(pooled)
-    weight = head.basis.double() @ (directions * gains) @ directions.T
-    head.weight.copy_(weight)
-    head.bias.copy_(-(weight @ mean))
 
 
 def _principal(pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,33 +90,3 @@ def _principal(pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     centred = pooled.double() - mean
     variance, directions = torch.linalg.eigh(centred.T @ centred / len(pooled))
     return mean, (variance.clamp(min=0) + RIDGE * variance.mean()).rsqrt(), directions
-
-
-class Gate(nn.Module):
-    """Attention pooling by one query: token states f32 [B, T, width] -> their weighted mean f32 [B, width].
-
-    A token weighs exp(clamp(u . (h - mean) / std, -6, 6)); u starts at 0, which is the plain mean. mean and std are of
-    the states of training captions (`fit`). A bias would cancel out.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.query = nn.Parameter(torch.zeros(width))
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("std", torch.ones(width))
-
-    def forward(self, states: Tensor, attention_mask: Tensor) -> Tensor:
-        """Pool what the mask i64 [B, T] leaves, in float32 whatever the precision around it."""
-        states = states.float()
-        scores = (((states - self.mean) / self.std) * self.query).sum(-1)
-        weights = scores.clamp(-MAX_GATE, MAX_GATE).exp() * attention_mask
-        return (states * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
-
-    @torch.no_grad()
-    def fit(self, tokens: Tensor) -> None:
-        """Take mean and standard deviation from token states f32 [n, width]."""
-        self.mean.copy_(tokens.double().mean(0))
-        self.std.copy_(tokens.double().std(0, correction=0).clamp(min=1e-6))

@@ -8,9 +8,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from index.caption import split_fields
 from training.data.frontend import LOG_MEL, FrontEnd
 from training.larp.extractor import Extractor
-from training.larp.heads import Gate, Head
+from training.larp.heads import FieldsHead, Head
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
 
@@ -94,39 +95,46 @@ class TextTower(nn.Module):
     """BERT and its head: word pieces i64 [B, T] and their mask -> unit vectors f32 [B, dims].
 
     pooling: "cls", the state of [CLS] (the paper); "mean", the mean over the word pieces, as the encoders of
-    sentence-transformers were trained; "attention", a `Gate`. fixed: the encoder is not trained, and stays in
-    evaluation mode; instead of word pieces the tower then also takes their `states`, f32 [B, T, width].
+    sentence-transformers were trained. fields: how many texts a track has, each encoded by itself, for a `FieldsHead`;
+    word pieces and mask are then i64 [B, fields, T], and a text of no more than `specials` pieces is missing. 0: one
+    text, the caption.
     """
 
     def __init__(
-        self, encoder: nn.Module, dims: int, *, pooling: str = "cls", whitened: bool = False, fixed: bool = False
+        self,
+        encoder: nn.Module,
+        dims: int,
+        *,
+        pooling: str = "cls",
+        whitened: bool = False,
+        fields: int = 0,
+        specials: int = 2,
     ) -> None:
         super().__init__()
         width = cast(int, encoder.config.hidden_size)
         self.encoder = encoder
-        self.gate = Gate(width) if pooling == "attention" else None
-        self.head = Head(width, dims, whitened=whitened)
+        self.head: Head | FieldsHead
+        if fields:
+            self.head = FieldsHead(width, dims, fields, whitened=whitened)
+        else:
+            self.head = Head(width, dims, whitened=whitened)
         self.pooling = pooling
-        self.fixed = fixed
-        if fixed:
-            self.encoder.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> Self:
-        """Switch to training or evaluation; a fixed encoder stays in evaluation mode."""
-        super().train(mode)
-        if self.fixed:
-            self.encoder.eval()
-        return self
-
-    def states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The encoder's last hidden states, f32 [B, T, width]."""
-        return cast(Tensor, self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state)
+        self.fields = fields
+        self.specials = specials
 
     def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The answer before the head, f32 [B, width]; input_ids: or the `states` of a fixed encoder."""
-        states = input_ids if input_ids.is_floating_point() else self.states(input_ids, attention_mask)
-        if self.gate is not None:
-            return cast(Tensor, self.gate(states, attention_mask))
+        """The encoder's answer before the head, f32 [B, width], or of all fields, f32 [B, fields * width], zero where
+        one is missing.
+        """
+        if not self.fields:
+            return self._of_texts(input_ids, attention_mask)
+        mask = attention_mask.flatten(0, 1)
+        there = (mask.sum(1, keepdim=True) > self.specials).to(torch.float32)
+        answers = self._of_texts(input_ids.flatten(0, 1), mask) * there
+        return answers.unflatten(0, (-1, self.fields)).flatten(1)
+
+    def _of_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        states: Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         if self.pooling == "cls":
             return states[:, 0]
         there = attention_mask[..., None].to(states.dtype)
@@ -167,6 +175,11 @@ class Larp(nn.Module):
         self.register_buffer("audio_share", torch.tensor(0.5))
 
     @property
+    def reads_fields(self) -> bool:
+        """Whether captions are `index.caption.fields`, for a tower of as many."""
+        return self.text is not None and self.text.fields > 0
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Of "audio" and "text" the towers that are there."""
         return tuple(name for name in ("audio", "text") if getattr(self, name) is not None)
@@ -186,11 +199,14 @@ class Larp(nn.Module):
         return self.temperature.device
 
     def tokens(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Word pieces and mask, i64 [B, longest] each, on the CPU."""
+        """Word pieces and mask, i64 [B, longest] each, or [B, fields, longest], on the CPU."""
         assert self.tokenizer is not None
-        encodings = self.tokenizer.encode_batch(list(captions))
+        shape = (len(captions), len(self.clauses), -1) if self.reads_fields else (len(captions), -1)
+        texts = split_fields(captions, len(self.clauses)) if self.reads_fields else list(captions)
+        encodings = self.tokenizer.encode_batch(texts)
         ids = torch.tensor([encoding.ids for encoding in encodings], dtype=torch.int64)
-        return ids, torch.tensor([encoding.attention_mask for encoding in encodings], dtype=torch.int64)
+        mask = torch.tensor([encoding.attention_mask for encoding in encodings], dtype=torch.int64)
+        return ids.view(shape), mask.view(shape)
 
     def encode_audio(self, log_mel: Tensor) -> Tensor:
         """Clips, as the audio tower takes them -> unit vectors f32 [B, dims]."""

@@ -94,21 +94,22 @@ PRESETS: dict[str, LarpConfig] = {
         validation_draws=3,
         loop=LoopConfig(threads=1),
     ),
-    # Captions alone: a fixed sentence encoder's first layers, whitened, and learnt weights of their words.
+    # Metadata alone: a fixed sentence encoder reads each field, its answers are whitened, and their weights learnt.
     "captions": LarpConfig(
-        text=TextTowerConfig(checkpoint=MINILM, keep_layers=3, pooling="attention", lr_scale=0.0),
+        text=TextTowerConfig(checkpoint=MINILM, pooling="mean"),
         towers=("text",),
-        stages=(StageConfig(("ttc",), epochs=1, lr=7e-4, warmup_steps=8, patience=0),),
+        freeze=True,
+        stages=(StageConfig(("ttc",), epochs=2, lr=0.02, warmup_steps=8, patience=0),),
+        caption="fields",
         heads="whitened",
-        dims=384,
+        dims=1152,
         batch_size=1024,
-        micro_batch=256,
         positives="sum",
         temperature=0.05,
         fixed_temperature=True,
         queue=4096,
         momentum=0.9,
-        loop=LoopConfig(optimiser="adam", weight_decay=0.0, clip_norm=0.0, threads=1),
+        loop=LoopConfig(optimiser="adam", weight_decay=0.0, clip_norm=0.0),
     ),
 }
 

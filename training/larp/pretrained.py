@@ -51,10 +51,9 @@ def audio_front_end(checkpoint: str) -> FrontEnd:
     return Extractor.read(checkpoint_folder(checkpoint, EXTRACTOR)).front_end
 
 
-def load_text(checkpoint: str, keep_layers: int = 0, pooling: str = "auto") -> tuple[nn.Module, Tokenizer, str]:
-    """Load a text encoder, or its first `keep_layers` layers, its fast tokenizer, and how it is pooled: as `pooling`
-    says, "auto" is what sentence-transformers noted beside it. checkpoint: as `hub.checkpoint_folder` takes it. Raises
-    CheckpointError.
+def load_text(checkpoint: str, pooling: str = "auto") -> tuple[nn.Module, Tokenizer, str]:
+    """Load a text encoder, its fast tokenizer, and how it is pooled: as `pooling` says, "auto" is what
+    sentence-transformers noted beside it. checkpoint: as `hub.checkpoint_folder` takes it. Raises CheckpointError.
     """
     folder = checkpoint_folder(checkpoint, TOKENIZER)
     if (config := _config_of(folder)).is_encoder_decoder:
@@ -63,8 +62,6 @@ def load_text(checkpoint: str, keep_layers: int = 0, pooling: str = "auto") -> t
         )
     model, found = _load(AutoModel, folder)
     _insist(folder, found, _BESIDE_TEXT, model.base_model_prefix)
-    if keep_layers:
-        _cut(model, keep_layers)
     if pooling == "auto":
         pooling = _noted_pooling(folder / POOLING)
     return without_pooler(model), read_tokenizer(folder / TOKENIZER), pooling
@@ -82,20 +79,6 @@ def _noted_pooling(path: Path) -> str:
     if len(chosen) != 1:
         raise CheckpointError(f'{path} asks for neither "cls" nor "mean" alone: set pooling to one of them')
     return chosen[0]
-
-
-def _cut(model: nn.Module, keep: int) -> None:
-    """Take the layers from number `keep` on off a model that lists them all; its config then says so."""
-    count = model.config.num_hidden_layers
-    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
-    if len(stacks) != 1 or keep > count:
-        raise CheckpointError(
-            f"a {model.config.model_type!r} model of {count} layers cannot be cut to {keep}: set keep_layers to 0"
-        )
-    del stacks[0][keep:]
-    model.config.num_hidden_layers = keep
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = model.config.layer_types[:keep]
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

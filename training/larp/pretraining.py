@@ -6,9 +6,8 @@ momentum copies, the queue and the tables follow. The keys carry no gradient, so
 memory asks for, here or on other ranks: the gradients add up to those of the whole batch.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +15,8 @@ from torch import Tensor, nn
 from training.distributed import World
 from training.larp.config import LarpConfig
 from training.larp.fusion import make_fusion
-from training.larp.heads import Head, refit
 from training.larp.losses import PlaylistRows, Relations, Side, Similar, Targets, tpc, ttc, wtc
-from training.larp.model import AudioTower, Larp, TextTower
+from training.larp.model import Larp
 from training.larp.queue import MomentumQueue, follow, momentum_copy
 
 Inputs = Mapping[str, tuple[Tensor, ...]]
@@ -78,7 +76,6 @@ class Pretraining(nn.Module):
             self.register_buffer(f"{name}_table", torch.zeros(tracks, larp.dims))
         self.sides = sides_of(larp.names)
         self._config = config
-        self._whitened = config.heads == "whitened"
         if config.fixed_temperature:
             larp.temperature.requires_grad_(False)
 
@@ -163,7 +160,7 @@ class Pretraining(nn.Module):
     def after_step(self, step: Step, world: World) -> None:
         """Let the momentum copies follow, put the keys into the queue and the new vectors into the tables."""
         for name in self.online.names:
-            self._follow(name)
+            follow(self.twins[name], self.module(name), self._config.momentum)
         follow(self.twins["fusion"], self.fusion, self._config.momentum)
         batch = len(step.tracks)
         self.queue.push({name: keys[:batch] for name, keys in step.keys.items()}, step.tracks)
@@ -172,30 +169,6 @@ class Pretraining(nn.Module):
             mine = torch.cat([vectors[name] for _, vectors in step.online])[order]
             self.remember(name, world.gather(mine, batch), step.tracks)
         self.online.clamp_temperature()
-
-    def _follow(self, name: str) -> None:
-        """Let a momentum tower follow, but for a whitened head: that is fitted to its own encoder."""
-        twin, module = self.twins[name], self.module(name)
-        if not self._whitened:
-            follow(twin, module, self._config.momentum)
-        elif not self.frozen:
-            for part, followed in module.named_children():
-                if part != "head":
-                    follow(twin.get_submodule(part), followed, self._config.momentum)
-
-    @torch.no_grad()
-    def refit(self, name: str, sample: Iterable[tuple[Tensor, ...]]) -> None:
-        """Fit a tower's whitened head, and that of its momentum copy, to what their own encoders say of a sample."""
-        modules = [cast(Head | AudioTower | TextTower, module) for module in (self.module(name), self.twins[name])]
-        training = modules[0].training
-        modules[0].eval()
-        pooled = [
-            [inputs[0] if isinstance(module, Head) else module.pooled(*inputs) for module in modules]
-            for inputs in sample
-        ]
-        for module, found in zip(modules, zip(*pooled, strict=True), strict=True):
-            refit(module if isinstance(module, Head) else module.head, torch.cat(found))
-        modules[0].train(training)
 
     @torch.no_grad()
     def remember(self, name: str, vectors: Tensor, tracks: Tensor) -> None:

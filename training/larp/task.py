@@ -12,7 +12,6 @@ from training.distributed import world
 from training.larp.config import StageConfig
 from training.larp.content import on
 from training.larp.corpus import Batch, Corpus
-from training.larp.fitting import HeadSample, states_of_fixed
 from training.larp.pretraining import Inputs, Pretraining, Step
 from training.larp.validation import Validation
 
@@ -56,7 +55,6 @@ class LarpTask:
         self._epochs = 0
         self._batches = 0
         self._step: Step | None = None
-        self._sample = HeadSample(pretraining.online, corpus) if corpus.config.heads == "whitened" else None
 
     def parameters(self) -> list[nn.Parameter]:
         """The towers (or their heads), the temperature, and the fusion where it is used."""
@@ -98,9 +96,7 @@ class LarpTask:
     def _inputs(self, batch: Batch, places: np.ndarray) -> Inputs:
         larp, corpus = self._pretraining.online, self._corpus
         rngs, rows = batch.generators(places), corpus.rows[batch.tracks[places]]
-        read = {name: on(larp.device, corpus.content.inputs(name, rows, larp, rngs)) for name in larp.names}
-        frozen = corpus.content.frozen
-        return {name: states_of_fixed(larp, name, inputs, frozen=frozen) for name, inputs in read.items()}
+        return {name: on(larp.device, corpus.content.inputs(name, rows, larp, rngs)) for name in larp.names}
 
     def _alpha(self) -> float:
         return self._corpus.config.distill * min(1.0, self._batches / (_DISTILL_EPOCHS * self.steps(0)))
@@ -120,16 +116,11 @@ class LarpTask:
         return now > 1
 
     def after_step(self) -> None:
-        """Momentum, queue, tables, temperature; whitened heads every `refit_every` steps and before validation."""
+        """Momentum, queue, tables, temperature."""
         assert self._step is not None
         self._pretraining.after_step(self._step, self._world)
         self._step = None
         self._batches += 1
-        if self._sample and (
-            self._batches % self._corpus.config.refit_every == 0 or self._batches % self.steps(0) == 0
-        ):
-            for name in self._pretraining.online.names:
-                self._pretraining.refit(name, self._sample.inputs(name))
 
     def validate(self) -> float:
         """The validation's score."""

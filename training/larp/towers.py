@@ -58,7 +58,7 @@ def build_larp(config: LarpConfig, captions: Sequence[str]) -> Larp:
     elif "audio" in config.towers:
         audio = _fresh_audio(config.audio)
     if "text" in config.towers and config.text.checkpoint:
-        text, tokenizer, pooling = load_text(config.text.checkpoint, config.text.keep_layers, config.text.pooling)
+        text, tokenizer, pooling = load_text(config.text.checkpoint, config.text.pooling)
     elif "text" in config.towers:
         tokenizer = train_vocabulary(captions, config.text.vocabulary)
         text = _fresh_text(config.text, tokenizer.get_vocab_size())
@@ -121,7 +121,7 @@ def assemble(
         fit_to_batches(tokenizer, max_tokens, tokenizer.id_to_token(pad_id) or PAD, pad_id)
     larp = Larp(
         None if audio is None else _audio_tower(audio, config, extractor),
-        None if text is None else _text_tower(text, config, pooling),
+        None if text is None or tokenizer is None else _text_tower(text, config, pooling, tokenizer),
         tokenizer,
         max_tokens=max_tokens,
         clauses=config.clauses,
@@ -132,10 +132,15 @@ def assemble(
     return larp
 
 
-def _text_tower(encoder: nn.Module, config: LarpConfig, found: str) -> TextTower:
-    pooling = (found or "cls") if config.text.pooling == "auto" else config.text.pooling
-    whitened, fixed = config.heads == "whitened", config.text.lr_scale == 0
-    return TextTower(encoder, config.dims, pooling=pooling, whitened=whitened, fixed=fixed)
+def _text_tower(encoder: nn.Module, config: LarpConfig, found: str, tokenizer: Tokenizer) -> TextTower:
+    return TextTower(
+        encoder,
+        config.dims,
+        pooling=(found or "cls") if config.text.pooling == "auto" else config.text.pooling,
+        whitened=config.heads == "whitened",
+        fields=len(config.clauses) if config.caption == "fields" else 0,
+        specials=tokenizer.num_special_tokens_to_add(is_pair=False),
+    )
 
 
 def _audio_tower(encoder: nn.Module, config: LarpConfig, extractor: Extractor | None) -> AudioTower:

@@ -23,7 +23,7 @@ from training.larp.config import LarpConfig, StageConfig
 from training.larp.content import BATCH, Content, LiveContent, encode
 from training.larp.corpus import Corpus, CorpusError
 from training.larp.features import FrozenContent
-from training.larp.fitting import evenly, fit_gate, spread_heads
+from training.larp.fitting import evenly, spread_heads
 from training.larp.model import Larp
 from training.larp.pretraining import Pretraining
 from training.larp.task import LarpTask
@@ -111,7 +111,6 @@ class Trainer:
             self.larp.audio.calibrate(*input_statistics(live, self.corpus.rows))
         self.content: Content = self._frozen(live) if config.freeze else live
         self.corpus.content = self.content
-        fit_gate(self.larp, self.corpus)
         if config.spread:
             spread_heads(self.larp, self.corpus)
         self.pretraining = Pretraining(self.larp, config, len(self.corpus)).to(device)
