@@ -7,13 +7,10 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from index.matcher import Matcher
 from index.tracks import Track
-from training.bcl.checkpoint import load_bcl
 from training.bcl.config import bcl_preset
-from training.bcl.export import export_matcher
 from training.bcl.train import BclResult, train_bcl
-from training.data.dataset import TEST, TRAIN, VALID, DataSet
+from training.data.dataset import TEST, TRAIN, DataSet
 from training.data.writing import write_dataset
 from training.evaluation.audience import AudienceProtocol, evaluate_audience
 from training.evaluation.cat import cat_scorer
@@ -31,7 +28,6 @@ class Kitchen:
 
     recipes: DataSet
     result: BclResult
-    folder: Path
 
     @property
     def cooked(self) -> sparse.csr_array:
@@ -75,11 +71,10 @@ def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Kitchen:
     root = tmp_path_factory.mktemp("recipes")
     write_recipes(root)
     recipes = DataSet.open(root, attributes=FIELDS)
-    folder = root / "bcl"
     config = bcl_preset("demo", seed=SEED, hidden=(64,))
     config = replace(config, loop=replace(config.loop, epochs=25, lr=3e-3))
-    result = train_bcl(recipes.tracks, {}, recipes.listens, recipes.track_split, folder, config, Silent())
-    return Kitchen(recipes, result, folder)
+    result = train_bcl(recipes.tracks, {}, recipes.listens, recipes.track_split, root / "bcl", config, Silent())
+    return Kitchen(recipes, result)
 
 
 def test_the_fields_are_those_of_the_catalogue(kitchen: Kitchen) -> None:
@@ -109,13 +104,3 @@ def test_new_recipes_find_their_cooks(kitchen: Kitchen) -> None:
     print(f"seed {SEED}: AUC {area.value:.3f} [{area.low:.3f}, {area.high:.3f}], lift at a tenth {lift.value:.2f}")
     assert area.low > 0.65
     assert lift.low > 1.5
-
-
-def test_the_exported_matcher_places_a_recipe_that_nobody_has_seen(kitchen: Kitchen, tmp_path: Path) -> None:
-    export_matcher(load_bcl(kitchen.folder), tmp_path / "matcher")
-    rows = [*kitchen.rows(TEST)[:3], *kitchen.rows(VALID)[:2]]
-    matcher = Matcher.open(tmp_path / "matcher")
-    placed = matcher.vectors([kitchen.recipes.tracks[row] for row in rows], {})
-    assert placed == pytest.approx(kitchen.result.vectors[rows], abs=1e-4)
-    unknown = matcher.vectors([Track("new", attributes={"cuisine": "of another world", "minutes": 9.0})], {})
-    assert np.linalg.norm(unknown) == pytest.approx(1, abs=1e-4)
