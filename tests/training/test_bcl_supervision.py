@@ -175,6 +175,9 @@ def test_the_similarity_is_chosen_by_name():
         assert np.array_equal(chosen.neighbours.rows, found.rows)
     with pytest.raises(ValueError, match="there are itemcf, swing"):
         item_pairs(listens, train, pairs="cosine")
+    for wrong in ({"listeners": 1}, {"alpha": -1.0}):
+        with pytest.raises(ValueError, match="Swing needs 2 listeners"):
+            swing(listens, **wrong)
 
 
 def pairs(seed: int, power: float = 0.5):

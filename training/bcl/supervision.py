@@ -82,9 +82,10 @@ def item_cf(
     audience = np.diff(by_track.indptr).astype(np.float64)
     weight = np.divide(1.0, np.log1p(heard), out=np.zeros(len(heard)), where=heard > 0)
     # One product does both: its real part counts the common listeners, its imaginary part weighs them.
-    right = sparse.csr_array(listens[:, candidates], dtype=np.complex128)
+    every = len(candidates) == listens.shape[1]
+    right = sparse.csr_array(listens if every else listens[:, candidates], dtype=np.complex128)
     lengths = np.diff(right.indptr).astype(np.int64)
-    right.data[:] = 1.0 + 1j * np.repeat(weight, lengths)
+    right.data.imag = np.repeat(weight, lengths)
     cost = np.minimum((by_track @ lengths)[queries], len(candidates))
     found = []
     for block in _cuts(cost, budget):
@@ -114,11 +115,13 @@ def swing(
     """Return each query's `top` candidates of highest Swing s_ij (Yang et al. 2020, arXiv 2010.05525).
 
     Arguments and order are those of `item_cf`. Pairs of listeners are unordered (u < v), so that two common
-    listeners are needed in any case; two listeners who share little else count for more, `alpha` >= 0 says by
-    how much. Of a query with more than `listeners` (>= 2) listeners so many are read, drawn by a hash of
-    `seed`, track and listener; sums are scaled up to all pairs, which makes them right on average, but
-    `min_common` then counts listeners among those read.
+    listeners are needed in any case; two who share little else count for more, `alpha` says by how much. Of a
+    query with more than `listeners` listeners so many are read, drawn by a hash of `seed`, track and listener;
+    sums are scaled up to all pairs, which makes them right on average, but `min_common` then counts listeners
+    among those read. Raises ValueError for `listeners` < 2 or `alpha` < 0.
     """
+    if listeners < 2 or alpha < 0:
+        raise ValueError(f"Swing needs 2 listeners and an alpha from 0 on, not {listeners} and {alpha}")
     queries, candidates = _sides(listens, queries, candidates)
     by_track = _by_track(listens)
     weight = 1 / np.sqrt(np.maximum(np.diff(listens.indptr), 1))
