@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from service.schemas import AudienceResponse
 from training.experiment.audience import Member, read_audience
 from training.experiment.plan import TREATMENT, arm_of, make_plan, read_plan, write_plan
 from training.experiment.rows import ExperimentError
@@ -83,6 +84,7 @@ def test_what_was_written_is_read_back(tmp_path):
 
 
 def test_an_answer_of_the_service_and_tables_are_audiences(tmp_path):
+    AudienceResponse.model_validate(ANSWER)  # the service's own shape
     (tmp_path / "a.json").write_text(json.dumps(ANSWER))
     track, members = read_audience(tmp_path / "a.json", None)
     assert (track, members[1]) == ("label-0042", Member("bob, the 2nd", 0.9, 1))

@@ -1,6 +1,7 @@
 """Events against a plan: what counts, what is set aside and told, and the report by the command line."""
 
 import csv
+import inspect
 import json
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from training.__main__ import main
+from training.experiment import commands
 from training.experiment.audience import Member
 from training.experiment.events import Effective, tally
 from training.experiment.outcome import Draws, measures
@@ -209,6 +211,12 @@ def test_lost_listeners_are_a_loud_warning(tmp_path):
     json.dumps(reading.to_json(), allow_nan=False)
     whole = Reading.of(plan, tally(plan, [tmp_path / "e.csv"], Effective()), Effective(), QUICK, by_cluster=False)
     assert not whole.to_json()["sample_ratio"]["mismatch"]
+
+
+def test_the_command_line_has_the_defaults_of_the_code():
+    asked = {name: given.default for name, given in inspect.signature(commands.read).parameters.items()}
+    assert Draws(asked["draws"], asked["seed"]) == Draws()
+    assert Effective(asked["seconds"], asked["completed"]) == Effective()
 
 
 def test_the_command_line(tmp_path, monkeypatch, capsys):
