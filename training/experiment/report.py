@@ -49,8 +49,8 @@ class Reading:
                 f"treated (p = {self.mismatch:.2g}). The arms are not comparable: find out what was lost before "
                 "reading on."
             )
-        if lost := plan.planned - len(plan.members):
-            found.append(f"plan.csv names {len(plan.members)} listeners, it was made with {plan.planned} ({lost:+d}).")
+        if plan.planned != len(plan.members):
+            found.append(f"plan.csv names {len(plan.members)} listeners, it was made with {plan.planned}.")
         if tally.untimed:
             found.append(f"{tally.untimed} events have no time: early and repeated ones among them were counted.")
         if not tally.counted:
