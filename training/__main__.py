@@ -1,4 +1,4 @@
-"""python -m training {prepare, larp, bcl, evaluate, publish, report, import, demo}: the trainer's command line."""
+"""python -m training {prepare, larp, bcl, evaluate, publish, report, import, experiment, demo}: the command line."""
 
 import sys
 import time
@@ -10,6 +10,7 @@ import typer
 
 from index.errors import DebutError
 from training.adapters.commands import app as imports
+from training.experiment.commands import app as experiments
 from training.progress import Progress, clock_text
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 
 app.add_typer(imports, name="import", help="Write a data set directory from a published data set's raw files.")
+app.add_typer(experiments, name="experiment")
 
 DataArgument = Annotated[Path, typer.Argument(help="Data set directory (docs/data.md).", show_default=False)]
 WorkOption = Annotated[Path, typer.Option(help="Folder where the steps leave their results for one another.")]
