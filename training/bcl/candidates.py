@@ -40,9 +40,7 @@ class CandidatePool:
         column = np.arange(len(near.rows)) - np.repeat(near.indptr[:-1], degree)
         self.related[np.repeat(np.arange(len(degree)), degree), column] = near.rows
 
-    def of(
-        self, anchor: NDArray[np.int64], positive: NDArray[np.int64], pool: NDArray[np.int64]
-    ) -> Candidates:
+    def of(self, anchor: NDArray[np.int64], positive: NDArray[np.int64], pool: NDArray[np.int64]) -> Candidates:
         """Return the candidates of the pairs (`anchor`, `positive`) [B], rows `pool` [P] among them.
 
         An anchor and its other neighbours are not its negatives.

@@ -136,6 +136,20 @@ def _check(name: str, value: object, holds: bool) -> None:
 PRESETS: dict[str, BclConfig] = {
     # As published, for catalogues of thousands of tracks and more.
     "paper": BclConfig(),
+    # A few thousand tracks with listeners: half a minute on one core. Chosen on the validation tracks of HetRec last.fm
+    # (benchmarks/hetrec.py), where the softmax is worth more than every other choice together.
+    "small": BclConfig(
+        supervised="softmax",
+        batch=512,
+        pool=512,
+        items=128,
+        steps=80,
+        hidden=(256,),
+        dropout=0.1,
+        negatives=2,
+        contrastive_weight=0.02,
+        loop=LoopConfig(epochs=6, lr=6e-3, weight_decay=0.05, patience=0, precision="fp32", threads=1),
+    ),
     # A few hundred tracks: seconds on one core; a second one would gain little, and its waiting costs a busy machine.
     "demo": BclConfig(
         batch=256,

@@ -181,7 +181,7 @@ class BclTask:
             return self.model.embedding(self._inputs(rows)).cpu()
 
     def _encoded(self, drawn: NDArray[np.int64]) -> Tensor:
-        """Vectors of the tracks `drawn`, some of their fields forgotten, each encoded once however often it is drawn."""
+        """Vectors of `drawn`, some of their fields forgotten, each track encoded once however often it is drawn."""
         rows, place = np.unique(drawn, return_inverse=True)
         vectors = self.model(forget(self._inputs(rows), self.model.fields, self.config.unknown_rate, self.generator))
         return torch.as_tensor(vectors[torch.from_numpy(place).to(self.device)])

@@ -93,7 +93,7 @@ def train_bcl(
     _tell(progress, pairs, validation)
     with reproducible(config.loop.seed, config.loop.threads):
         # Not even their content is learnt from: a song that is uploaded later will not have been seen either.
-        items = _told_apart(inputs, np.flatnonzero(split != TEST))
+        items = told_apart(inputs, np.flatnonzero(split != TEST))
         task = BclTask(Bcl(fields, config), inputs, pairs, validation, pick_device(config.loop.device), items)
         fitted = fit(task, config.loop, progress)
         found = task.vectors()
@@ -115,8 +115,8 @@ def train_bcl(
     return result
 
 
-def _told_apart(inputs: Inputs, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Those of `rows` with two known fields or more; all of them if they are too few.
+def told_apart(inputs: Inputs, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return those of `rows` with two known fields or more; all of them if they are too few.
 
     Tracks of which nothing is known are one input: the contrastive loss would push it away from itself. Of a track
     with one known field one view is empty.
