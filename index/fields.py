@@ -35,19 +35,22 @@ class FieldSpec:
 
     `column` names a Track attribute or a key of Track.attributes; for dense the vector: "audio", "text" or
     "lyrics". `block` is the width into which a dense vector is cut, so that the grouping of BCL has parts
-    to choose from.
+    to choose from. `slots` is how many values of a multi field are read, the most frequent ones.
     """
 
     name: str
     kind: Kind
     column: str
     block: int = 32
+    slots: int = MULTI_SLOTS
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise FieldsError(f"field {self.name!r} has kind {self.kind!r}; known are {list(get_args(Kind))}")
         if self.block < 1:
             raise FieldsError(f"field {self.name!r} has blocks of {self.block}; at least 1 is needed")
+        if self.slots < 1:
+            raise FieldsError(f"field {self.name!r} has {self.slots} slots; at least 1 is needed")
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,11 @@ class FieldSet:
         names = [kind for kind in get_args(Kind) if self.of(kind)]
         return (*names, *(f"{kind}_known" for kind in ("numeric", "dense") if kind in names))
 
+    @property
+    def slots(self) -> int:
+        """Width of the array "multi": the slots of the field that has most."""
+        return max((spec.slots for spec in self.of("multi")), default=MULTI_SLOTS)
+
     def sizes(self, kind: Literal["categorical", "multi"]) -> tuple[int, ...]:
         """Rows of the embedding table of each field of `kind`, the one for 0 included."""
         return tuple(1 + len(self.vocabularies[spec.name]) for spec in self.of(kind))
@@ -127,7 +135,7 @@ class FieldSet:
     def transform(self, tracks: Sequence[Track], vectors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[Any]]:
         """The inputs of matcher.onnx for N tracks; an input without fields is left out.
 
-        "categorical" int64 [N, C], 0 = unknown; "multi" int64 [N, M, 8], most frequent first, 0 = padding
+        "categorical" int64 [N, C], 0 = unknown; "multi" int64 [N, M, slots], most frequent first, 0 = padding
         or unknown; "numeric" f32 [N, Q] standardised with "numeric_known" f32 [N, Q] (0 or 1); "dense" f32
         [N, blocks, width] with "dense_known" f32 [N, blocks]. What is missing (None, a NaN row of
         `vectors`) is zero in both arrays of a pair. Raises FieldsError when `vectors` lacks a dense field
@@ -139,7 +147,7 @@ class FieldSet:
             arrays["categorical"] = np.array(columns, dtype=np.int64).reshape(len(specs), len(tracks)).T.copy()
         if specs := self.of("multi"):
             slots = [[self._slots(track, spec) for spec in specs] for track in tracks]
-            arrays["multi"] = np.array(slots, dtype=np.int64).reshape(len(tracks), len(specs), MULTI_SLOTS)
+            arrays["multi"] = np.array(slots, dtype=np.int64).reshape(len(tracks), len(specs), self.slots)
         if specs := self.of("numeric"):
             arrays["numeric"], arrays["numeric_known"] = self._numeric(tracks, specs)
         if specs := self.of("dense"):
@@ -174,7 +182,7 @@ class FieldSet:
     def _slots(self, track: Track, spec: FieldSpec) -> list[int]:
         places = self._places[spec.name]
         known = sorted({places[word] for word in _words(_value(track, spec.column)) if word in places})
-        return (known + [0] * MULTI_SLOTS)[:MULTI_SLOTS]
+        return (known[: spec.slots] + [0] * self.slots)[: self.slots]
 
     def _numeric(
         self, tracks: Sequence[Track], specs: Sequence[FieldSpec]

@@ -72,6 +72,29 @@ class TestTransform:
         arrays = FieldSet.fit(spec, tracks, {}).transform([Track("x", genres=tuple(reversed(names)))], {})
         assert arrays["multi"][0, 0].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
 
+    def test_a_multi_field_keeps_as_many_as_it_has_slots(self):
+        specs = [FieldSpec("genres", "multi", "genres", slots=12), FieldSpec("moods", "multi", "moods", slots=2)]
+        tracks = [Track(str(n), genres=tuple(f"g{i:02}" for i in range(15 - n))) for n in range(15)]
+        tracks.append(Track("m", attributes={"moods": ["calm", "wild", "blue"]}))
+        found = FieldSet.fit(specs, tracks, {})
+        again = FieldSet.from_json(found.to_json())
+        arrays = again.transform([tracks[0], tracks[-1]], {})
+        assert again == found
+        assert found.slots == 12
+        assert arrays["multi"].shape == (2, 2, 12)
+        assert arrays["multi"][0, 0].tolist() == list(range(1, 13))
+        assert arrays["multi"][1, 1].tolist() == [1, 2] + [0] * 10
+
+    def test_fields_without_slots_in_their_json_have_eight(self, fitted):
+        state = json.loads(fitted.to_json())
+        for spec in state["specs"]:
+            del spec["slots"]
+        assert FieldSet.from_json(json.dumps(state)) == fitted
+
+    def test_a_field_needs_a_slot(self):
+        with pytest.raises(FieldsError, match="0 slots"):
+            FieldSpec("genres", "multi", "genres", slots=0)
+
     def test_numbers_are_standardised_over_the_known(self, fitted):
         arrays = fitted.transform(TRACKS, vectors(4))
         assert arrays["numeric_known"].tolist() == [[1, 1], [1, 0], [1, 1], [0, 0]]

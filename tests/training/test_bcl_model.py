@@ -191,6 +191,10 @@ def test_fields_are_chosen_by_what_the_tracks_hold():
         ("audio", "dense"),
     ]
     assert choose_fields(some, rows, CONFIG) is CONFIG
+    for tags, slots in ((3, 8), (20, 20), (50, 32)):
+        many = [*some, Track("d", genres=[str(n) for n in range(tags)], attributes={"moods": ["m"] * tags})]
+        specs = choose_fields(many, {}, BclConfig()).fields
+        assert [s.slots for s in specs if s.kind == "multi"] == [slots, slots]
     with pytest.raises(BclError) as caught:
         choose_fields([Track("a"), Track("b")], {}, BclConfig())
     assert caught.value.code == "bcl_no_fields"

@@ -15,7 +15,7 @@ from training.bcl.config import BclConfig, BclError
 from training.bcl.fields import choose_fields
 from training.bcl.supervision import listen_matrix
 from training.bcl.task import BclTask
-from training.bcl.train import train_bcl
+from training.bcl.train import told_apart, train_bcl
 from training.data.splits import TEST, TRAIN, VALID
 from training.evaluation.baselines import random_matching
 from training.evaluation.matching import MatchingProtocol, evaluate_matching, inner_product, matching_task
@@ -204,6 +204,25 @@ def test_too_little_to_learn_from_is_said(tmp_path):
     with pytest.raises(BclError, match="4 tracks and a train split"):
         train(replace(place, split=np.full(90, TEST, np.int8)), tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tracks_of_which_nothing_is_known_are_not_told_apart():
+    inputs = {
+        "categorical": torch.tensor([[1, 0], [1, 2], [0, 0], [0, 0], [3, 1], [1, 1]]),
+        "multi": torch.tensor([[[2, 0]], [[0, 0]], [[5, 1]], [[0, 0]], [[0, 0]], [[1, 0]]]),
+        "dense_known": torch.tensor([[0.0], [0.0], [1.0], [0.0], [0.0], [1.0]]),
+        "dense": torch.zeros(6, 1, 4),
+    }
+    assert told_apart(inputs, np.arange(6)).tolist() == [0, 1, 2, 4, 5]
+    assert told_apart(inputs, np.array([0, 1, 2, 3])).tolist() == [0, 1, 2, 3]  # three are too few
+
+
+def test_the_softmax_trains_from_end_to_end(tmp_path):
+    place = world()
+    found = train(place, tmp_path / "x", replace(CONFIG, supervised="softmax", pool=40))
+    assert found.score > 0.25
+    assert found.fit.history[-1]["softmax"] < found.fit.history[0]["softmax"]
+    assert load_bcl(tmp_path / "x").config.supervised == "softmax"
 
 
 def test_one_field_is_learned_from_listens_or_not_at_all(tmp_path):

@@ -15,6 +15,7 @@ from training.evaluation.matching import (
     evaluate_matching,
     inner_product,
     matching_task,
+    prior_weight,
 )
 from training.evaluation.results import EvaluationError
 
@@ -70,6 +71,20 @@ def test_knowing_the_kind_beats_popularity_beats_nothing():
     assert list(groups) == ["even", "odd"]
     whole = np.mean([groups[label]["kind"] for label in groups])
     assert whole == pytest.approx(found.method("kind").figures["R@10"].value, abs=0.05)
+
+
+def test_the_prior_adds_log_listeners_and_its_weight_is_the_best_of_those_tried():
+    matrix = listens(4)
+    warm = warm_only(matrix)
+    task = matching_task(matrix, COLD, WARM, MatchingProtocol(cuts=(5, 10)))
+    scorer = inner_product(np.random.default_rng(5).standard_normal((50, 3)))
+    expected = scorer(COLD, WARM) + 0.7 * np.log(1 + warm.toarray().sum(0)[WARM])
+    assert baselines.plus_popularity(scorer, warm, 0.7)(COLD, WARM) == pytest.approx(expected)
+    weights = (0.0, 0.5, 5.0)
+    methods = {f"{weight}": baselines.plus_popularity(scorer, warm, weight) for weight in weights}
+    found = evaluate_matching(methods, task)
+    recalls = [found.method(f"{weight}").figures["R@10"].value for weight in weights]
+    assert prior_weight(scorer, warm, task, weights) == weights[int(np.argmax(recalls))]
 
 
 def test_queries_without_truth_are_left_out_and_none_at_all_is_an_error():

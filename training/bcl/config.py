@@ -45,8 +45,12 @@ class BclConfig:
     """Listeners that a pair of neighbours must share."""
     anchor_power: float = 0.5
     """Anchors are drawn by listeners^power."""
+    supervised: str = "bpr"
+    """The supervised loss: "bpr", or "softmax" over the step's positives and a uniform pool, with logQ correction."""
     negatives: int = 1
-    """Uniform negatives a pair."""
+    """Uniform negatives a pair, of "bpr"."""
+    pool: int = 1024
+    """Uniform negatives a step, of "softmax", shared by all its pairs."""
     batch: int = 1024
     """Pairs a step in the supervised loss."""
     items: int = 1024
@@ -54,7 +58,7 @@ class BclConfig:
     steps: int = 0
     """Steps an epoch; 0: as many as show every pair once on average."""
     bpr_temperature: float = 0.1
-    """tau_s at the start (learned) of the supervised loss."""
+    """tau_s at the start (learned, within 0.01..1) of the supervised loss."""
     contrastive_weight: float = 0.1
     """lambda of L = L_s + lambda L_c; 0 is BPR only."""
     contrastive_temperature: float = 0.1
@@ -79,7 +83,7 @@ class BclConfig:
     """Optimiser, epochs, patience and seed."""
 
     def __post_init__(self) -> None:
-        for name in ("min_count", "dims", "projected", "field_dims", "neighbours", "min_common", "negatives"):
+        for name in ("min_count", "dims", "projected", "field_dims", "neighbours", "min_common", "negatives", "pool"):
             _check(name, getattr(self, name), getattr(self, name) >= 1)
         for name in (
             "batch",
@@ -97,6 +101,7 @@ class BclConfig:
         for name in ("items", "correlation_sample", "correlation_batch"):
             _check(name, getattr(self, name), getattr(self, name) >= 4)
         _check("correlation_alpha", self.correlation_alpha, 0 <= self.correlation_alpha <= 1)
+        _check("supervised", self.supervised, self.supervised in ("bpr", "softmax"))
         known = bool(self.augmentations) and set(self.augmentations) <= set(OPERATORS)
         _check("augmentations", self.augmentations, known)
         wrong = [spec.name for spec in self.fields if spec.kind == "dense" and spec.block != self.field_dims]
@@ -131,6 +136,20 @@ def _check(name: str, value: object, holds: bool) -> None:
 PRESETS: dict[str, BclConfig] = {
     # As published, for catalogues of thousands of tracks and more.
     "paper": BclConfig(),
+    # A few thousand tracks with listeners: half a minute on one core. Chosen on the validation tracks of HetRec last.fm
+    # (benchmarks/hetrec.py), where the softmax is worth more than every other choice together.
+    "small": BclConfig(
+        supervised="softmax",
+        batch=512,
+        pool=512,
+        items=128,
+        steps=80,
+        hidden=(256,),
+        dropout=0.1,
+        negatives=2,
+        contrastive_weight=0.02,
+        loop=LoopConfig(epochs=6, lr=6e-3, weight_decay=0.05, patience=0, precision="fp32", threads=1),
+    ),
     # A few hundred tracks: seconds on one core; a second one would gain little, and its waiting costs a busy machine.
     "demo": BclConfig(
         batch=256,

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from index.fields import MULTI_SLOTS, FieldSet
+from index.fields import FieldSet
 from training.bcl.model import Bcl
 from training.folders import replace_folder
 from training.onnx_export import export_onnx
@@ -37,7 +37,7 @@ def _example(fields: FieldSet) -> dict[str, Tensor]:
     width = next((spec.block for spec in fields.of("dense")), 0)
     shapes = {
         "categorical": (counts["categorical"],),
-        "multi": (counts["multi"], MULTI_SLOTS),
+        "multi": (counts["multi"], fields.slots),
         "numeric": (counts["numeric"],),
         "numeric_known": (counts["numeric"],),
         "dense": (blocks, width),

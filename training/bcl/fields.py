@@ -6,9 +6,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from index.fields import FieldSpec, Kind
+from index.fields import MULTI_SLOTS, FieldSpec, Kind
 from index.tracks import Track
 from training.bcl.config import BclConfig, BclError
+
+MOST_SLOTS = 32  # values of a multi field that are read; most fields have far fewer
 
 
 def choose_fields(tracks: Sequence[Track], vectors: Mapping[str, NDArray[np.float32]], config: BclConfig) -> BclConfig:
@@ -34,8 +36,8 @@ def _columns(tracks: Sequence[Track]) -> Iterator[FieldSpec]:
     for column in ("artist", "language", "explicit"):
         if _varies(getattr(track, column) for track in tracks):
             yield FieldSpec(column, "categorical", column)
-    if any(track.genres for track in tracks):
-        yield FieldSpec("genres", "multi", "genres")
+    if longest := max(len(track.genres) for track in tracks):
+        yield FieldSpec("genres", "multi", "genres", slots=_slots(longest))
     for column in ("release_date", "duration_s"):
         if _varies(getattr(track, column) for track in tracks):
             yield FieldSpec(column, "numeric", column)
@@ -45,7 +47,12 @@ def _attributes(tracks: Sequence[Track]) -> Iterator[FieldSpec]:
     for name in sorted({name for track in tracks for name in track.attributes}):
         values = [track.attributes[name] for track in tracks if name in track.attributes]
         if _varies(str(value) for value in values):
-            yield FieldSpec(name, _kind(values), name)
+            longest = max((len(value) for value in values if isinstance(value, list | tuple)), default=1)
+            yield FieldSpec(name, _kind(values), name, slots=_slots(longest))
+
+
+def _slots(longest: int) -> int:
+    return min(max(longest, MULTI_SLOTS), MOST_SLOTS)
 
 
 def _kind(values: Sequence[object]) -> Kind:

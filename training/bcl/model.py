@@ -3,6 +3,7 @@
 z = l2(MLP(concat_f LayerNorm(e_f))); the projection head behind it serves the contrastive loss only.
 """
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 
@@ -16,6 +17,8 @@ from training.bcl.config import BclConfig
 Inputs = Mapping[str, Tensor]
 """The arrays of `FieldSet.transform` as tensors, [B, ...] each."""
 
+
+COLDEST, WARMEST = 0.01, 1.0  # tau_s
 
 # Which input a kind of field is made unknown in.
 _KIND_OF: dict[str, Kind] = {
@@ -103,8 +106,13 @@ class Bcl(nn.Module):
 
     @property
     def temperature(self) -> Tensor:
-        """tau_s of the supervised loss, kept within 0.01..1."""
-        return self.log_temperature.exp().clamp(0.01, 1.0)
+        """tau_s of the supervised loss."""
+        return self.log_temperature.exp()
+
+    def keep_temperature(self) -> None:
+        """Bring tau_s back into 0.01..1: the parameter itself, so that its gradient never vanishes at an end."""
+        with torch.no_grad():
+            self.log_temperature.clamp_(math.log(COLDEST), math.log(WARMEST))
 
 
 def forget(inputs: Inputs, fields: FieldSet, rate: float, generator: torch.Generator) -> dict[str, Tensor]:

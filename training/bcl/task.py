@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.bcl.augment import augment
+from training.bcl.candidates import CandidatePool
 from training.bcl.correlation import CorrelationTracker
 from training.bcl.grouping import sample_groups
-from training.bcl.losses import bpr, nt_xent
+from training.bcl.losses import bpr, nt_xent, sampled_softmax
 from training.bcl.model import Bcl, Inputs, forget
 from training.bcl.supervision import ItemPairs, Neighbours
 from training.evaluation.metrics import ranking
@@ -21,7 +22,8 @@ from training.evaluation.metrics import ranking
 
 @dataclass(frozen=True)
 class Batch:
-    """Track rows of one step: anchor [B], positive [B], negative [B, M]; items [C] of the contrastive loss.
+    """Track rows of one step: anchor [B], positive [B], negative [B, M] (or [P], shared by all, for the softmax);
+    items [C] of the contrastive loss.
 
     `seed` starts the step's random numbers, so that a step's outcome depends on nothing but the weights.
     """
@@ -77,6 +79,8 @@ class BclTask:
         self.items = np.arange(self.tracks) if items is None else items
         self.generator = torch.Generator()
         self.validated = 0
+        softmax = pairs is not None and self.config.supervised == "softmax"
+        self.pool = CandidatePool(pairs, self.config.batch, self.config.pool) if pairs and softmax else None
         sample = np.random.default_rng([self.config.loop.seed, 0]).permutation(self.items)
         self.tracker = CorrelationTracker(
             self._embeddings(sample[: self.config.correlation_sample]),
@@ -104,9 +108,17 @@ class BclTask:
     def _batches(self, epoch: int, rng: np.random.Generator) -> Iterator[Batch]:
         none = np.empty(0, np.int64)
         for _ in range(self.steps(epoch)):
-            drawn = self.pairs.draw(self.config.batch, self.config.negatives, rng) if self.pairs else (none,) * 3
+            drawn = self._draw(self.pairs, rng) if self.pairs else (none,) * 3
             items = rng.choice(self.items, min(self.config.items, len(self.items)), replace=False)
             yield Batch(*drawn, items, int(rng.integers(2**62)))
+
+    def _draw(
+        self, pairs: ItemPairs, rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        if not self.pool:
+            return pairs.draw(self.config.batch, self.config.negatives, rng)
+        anchor, positive, _ = pairs.draw(self.config.batch, 0, rng)
+        return anchor, positive, pairs.negatives[rng.integers(0, len(pairs.negatives), self.config.pool)]
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Return L = L_s + lambda L_c and its parts."""
@@ -116,7 +128,7 @@ class BclTask:
         total, figures = torch.zeros((), device=self.device), {}
         if self.pairs:
             total = self._supervised(batch)
-            figures["bpr"] = total.item()
+            figures[self.config.supervised] = total.item()
         # Without pairs the contrastive loss is all there is, whatever its weight.
         weight = self.config.contrastive_weight if self.pairs else 1.0
         if weight:
@@ -126,7 +138,8 @@ class BclTask:
         return total, figures
 
     def after_step(self) -> None:
-        """Nothing follows a step: the temperature is clamped where it is read."""
+        """Keep the temperature in its range."""
+        self.model.keep_temperature()
 
     def validate(self) -> float:
         """Return Recall@K of cold validation tracks against warm ones; without truth, the epoch's number."""
@@ -167,12 +180,25 @@ class BclTask:
         with torch.no_grad():
             return self.model.embedding(self._inputs(rows)).cpu()
 
-    def _supervised(self, batch: Batch) -> Tensor:
-        # Each track is encoded once a step, however often it is drawn: small catalogues draw it often.
-        flat = np.concatenate([batch.anchor, batch.positive, batch.negative.ravel()])
-        rows, place = np.unique(flat, return_inverse=True)
+    def _encoded(self, drawn: NDArray[np.int64]) -> Tensor:
+        """Vectors of `drawn`, some of their fields forgotten, each track encoded once however often it is drawn."""
+        rows, place = np.unique(drawn, return_inverse=True)
         vectors = self.model(forget(self._inputs(rows), self.model.fields, self.config.unknown_rate, self.generator))
-        drawn = vectors[torch.from_numpy(place).to(self.device)]
+        return torch.as_tensor(vectors[torch.from_numpy(place).to(self.device)])
+
+    def _softmax(self, batch: Batch, pool: CandidatePool) -> Tensor:
+        found = pool.of(batch.anchor, batch.positive, batch.negative)
+        drawn = self._encoded(np.concatenate([batch.anchor, found.rows]))
+        target, left_out, log_share = (
+            torch.from_numpy(part).to(self.device) for part in (found.target, found.left_out, found.log_share)
+        )
+        size = len(batch.anchor)
+        return sampled_softmax(drawn[:size], drawn[size:], target, left_out, log_share, self.model.temperature)
+
+    def _supervised(self, batch: Batch) -> Tensor:
+        if self.pool:
+            return self._softmax(batch, self.pool)
+        drawn = self._encoded(np.concatenate([batch.anchor, batch.positive, batch.negative.ravel()]))
         size = len(batch.anchor)
         negative = drawn[2 * size :].view(*batch.negative.shape, -1)
         return bpr(drawn[:size], drawn[size : 2 * size], negative, self.model.temperature)

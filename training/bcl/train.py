@@ -16,13 +16,15 @@ from index.tracks import Track
 from training.bcl.checkpoint import save_bcl
 from training.bcl.config import BclConfig, BclError
 from training.bcl.fields import choose_fields
-from training.bcl.model import Bcl
+from training.bcl.model import Bcl, Inputs
 from training.bcl.supervision import ItemPairs, item_cf, item_pairs, listen_matrix
 from training.bcl.task import BclTask, Validation
 from training.data.splits import TEST, TRAIN, VALID
 from training.hardware import pick_device, reproducible
 from training.loop import FitResult, fit
 from training.progress import Progress
+
+FEWEST_ITEMS = 4  # that a distance correlation can be measured on
 
 
 class Listens(Protocol):
@@ -91,7 +93,7 @@ def train_bcl(
     _tell(progress, pairs, validation)
     with reproducible(config.loop.seed, config.loop.threads):
         # Not even their content is learnt from: a song that is uploaded later will not have been seen either.
-        items = np.flatnonzero(split != TEST)
+        items = told_apart(inputs, np.flatnonzero(split != TEST))
         task = BclTask(Bcl(fields, config), inputs, pairs, validation, pick_device(config.loop.device), items)
         fitted = fit(task, config.loop, progress)
         found = task.vectors()
@@ -111,6 +113,22 @@ def train_bcl(
     )
     save_bcl(model, directory, model_card(result))
     return result
+
+
+def told_apart(inputs: Inputs, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return those of `rows` with two known fields or more; all of them if they are too few.
+
+    Tracks of which nothing is known are one input: the contrastive loss would push it away from itself. Of a track
+    with one known field one view is empty.
+    """
+    known = np.zeros(len(next(iter(inputs.values()))), np.int64)
+    for name, array in inputs.items():
+        if name in ("categorical", "numeric_known", "dense_known"):
+            known += (array > 0).sum(1).numpy()
+        elif name == "multi":
+            known += (array > 0).any(2).sum(1).numpy()
+    some = rows[known[rows] > 1]
+    return some if len(some) >= FEWEST_ITEMS else rows
 
 
 def _supervision(

@@ -87,6 +87,16 @@ def times_popularity(scorer: matching.Scorer, warm: sparse.csr_array) -> matchin
     return lambda queries, candidates: scorer(queries, candidates) * weight[candidates]
 
 
+def plus_popularity(scorer: matching.Scorer, warm: sparse.csr_array, weight: float) -> matching.Scorer:
+    """Return `scorer` + weight x ln(1 + listeners of the candidate in `warm`): the prior of `matching.prior_weight`.
+
+    Read as logits this is p(candidate | query) ~ exp(score / weight) x (1 + listeners): the same for scores of
+    either sign, where a product would push down what is popular and unlike the query.
+    """
+    prior = weight * np.log1p(np.asarray(warm.sum(0)).ravel())
+    return lambda queries, candidates: scorer(queries, candidates) + prior[candidates]
+
+
 def random_audience(listeners: int) -> audience.Scorer:
     """Return the scorer for which all listeners tie."""
     return lambda queries: np.zeros((len(queries), listeners))
