@@ -23,7 +23,7 @@ from sklearn.decomposition import TruncatedSVD
 from index.fields import FieldSpec
 from index.tracks import Track
 from training.bcl.config import BclConfig, bcl_preset
-from training.bcl.supervision import listen_matrix
+from training.bcl.similarity import listen_matrix
 from training.bcl.train import train_bcl
 from training.data.dataset import TEST, TRAIN, VALID, DataSet
 from training.evaluation import baselines

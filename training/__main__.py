@@ -32,6 +32,7 @@ DataArgument = Annotated[Path, typer.Argument(help="Data set directory (docs/dat
 WorkOption = Annotated[Path, typer.Option(help="Folder where the steps leave their results for one another.")]
 ReleasesOption = Annotated[Path, typer.Option(help="Folder of releases.")]
 SeedOption = Annotated[int, typer.Option(help="Same seed on the same machine: same weights.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Do not go on with a training that was broken off.")]
 PresetOption = Annotated[str, typer.Option(help="Size of the model and length of the training.")]
 
 ClausesOption = Annotated[str, typer.Option(help="Clauses of the caption, by comma.")]
@@ -117,7 +118,7 @@ def larp(
     freeze: FreezeOption = None,
     batch_size: BatchOption = None,
     micro_batch: MicroOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on with a training that was broken off.")] = False,
+    fresh: FreshOption = False,
 ) -> None:
     """Train the audio and the text tower in three stages, export them, embed every track.
 
@@ -172,11 +173,16 @@ def bcl(
     preset: PresetOption = "paper",
     seed: SeedOption = 0,
     fields: Annotated[str, typer.Option(help="Further columns of tracks.parquet to learn from, by comma.")] = "",
+    pairs: Annotated[
+        str | None, typer.Option(help="What makes two tracks alike: itemcf or swing; by default the preset's.")
+    ] = None,
+    fresh: FreshOption = False,
 ) -> None:
     """Train the matcher on fields and co-listening, export it, match every track."""
     from training.bcl.config import bcl_preset
 
-    _open(data, work, _names(fields)).train_bcl(bcl_preset(preset, seed=seed))
+    config = bcl_preset(preset, seed=seed, **({} if pairs is None else {"pairs": pairs}))
+    _open(data, work, _names(fields)).train_bcl(config, fresh=fresh)
 
 
 @app.command()

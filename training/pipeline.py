@@ -103,15 +103,19 @@ class Pipeline:
         """What a report on this data set trains its variants with."""
         return Study(self.dataset, self._clips(config), config, self.workspace.root / "report", self.progress)
 
-    def train_bcl(self, config: BclConfig) -> None:
+    def train_bcl(self, config: BclConfig, *, fresh: bool = False) -> None:
         """Train the matcher, export it, and give every track its matching vector.
 
-        The listens of training tracks supervise, those of valid tracks choose the epoch.
+        The listens of training tracks supervise, those of valid tracks choose the epoch. A training that was broken off
+        goes on, unless `fresh`.
         """
         space, tracks = self.workspace, self.dataset.tracks
         vectors = self._embeddings().as_dict(("audio", "text", "lyrics"))
         listens, split = self.dataset.listens, self.dataset.track_split
-        train_bcl(tracks, vectors, listens, split, space.bcl, config, self.progress)
+        if fresh:
+            remove_folder(space.bcl_saves)
+        kept = {"saves": space.bcl_saves, "board": space.board / "bcl"}
+        train_bcl(tracks, vectors, listens, split, space.bcl, config, self.progress, **kept)
         self.progress.say("exporting the matcher")
         export_matcher(load_bcl(space.bcl), space.matcher)
         matching = Matcher.open(space.matcher).vectors(tracks, vectors)

@@ -45,7 +45,7 @@ class Workspace:
 
     @property
     def board(self) -> Path:
-        """TensorBoard's curves (`larp`)."""
+        """TensorBoard's curves (`larp`, `bcl`)."""
         return self.root / "board"
 
     @property
@@ -62,6 +62,11 @@ class Workspace:
     def bcl(self) -> Path:
         """BCL's checkpoint (`bcl`)."""
         return self.root / "bcl"
+
+    @property
+    def bcl_saves(self) -> Path:
+        """Where a BCL training that was broken off goes on from (`bcl`)."""
+        return self.root / "bcl.saves"
 
     @property
     def matcher(self) -> Path:

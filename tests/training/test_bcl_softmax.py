@@ -13,7 +13,8 @@ from training.bcl.candidates import CandidatePool
 from training.bcl.config import BclConfig
 from training.bcl.losses import sampled_softmax
 from training.bcl.model import Bcl
-from training.bcl.supervision import ItemPairs, item_pairs, listen_matrix
+from training.bcl.similarity import listen_matrix
+from training.bcl.supervision import ItemPairs, item_pairs
 from training.bcl.task import BclTask
 
 TRACKS, TRAIN = 40, np.arange(30)

@@ -7,7 +7,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from training.bcl.supervision import _drawn, item_cf, item_pairs, listen_matrix, swing
+from training.bcl.similarity import _drawn, item_cf, listen_matrix, swing
+from training.bcl.supervision import item_pairs
 
 
 def world(seed: int, listeners: int = 60, tracks: int = 40):

@@ -3,6 +3,8 @@
 import io
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from index.tracks import Track
 from training.bcl.checkpoint import bcl_vectors, load_bcl
 from training.bcl.config import BclConfig, BclError
 from training.bcl.fields import choose_fields
-from training.bcl.supervision import listen_matrix
+from training.bcl.similarity import listen_matrix
 from training.bcl.task import BclTask
 from training.bcl.train import told_apart, train_bcl
 from training.data.splits import TEST, TRAIN, VALID
@@ -22,6 +24,7 @@ from training.evaluation.matching import MatchingProtocol, evaluate_matching, in
 from training.folders import replace_folder
 from training.loop import LoopConfig
 from training.progress import Progress, Silent
+from training.saves import SavesError
 
 CONFIG = BclConfig(
     field_dims=8,
@@ -270,3 +273,45 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
         replace_folder(target, fail)
     assert [p.name for p in target.parent.iterdir()] == ["folder"]
     assert [p.name for p in target.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"supervised": "softmax", "pairs": "swing"}], ids=["bpr", "softmax"])
+def test_a_training_broken_off_ends_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    config, follow = replace(CONFIG, dropout=0.2, **changes), BclTask.after_step
+    place = world()
+    data = (place.tracks, place.vectors, place.listens, place.split)
+    expected = train_bcl(*data, tmp_path / "whole", config, Silent())
+    for dies_after in (8, 9):  # in the second epoch, then again in the third
+        done = [0]
+
+        def after_step(task: BclTask, done: list[int] = done, last: int = dies_after) -> None:
+            if done[0] == last:
+                raise KeyboardInterrupt
+            done[0] += 1
+            follow(task)
+
+        monkeypatch.setattr(BclTask, "after_step", after_step)
+        with pytest.raises(KeyboardInterrupt):
+            train_bcl(*data, tmp_path / "broken", config, Silent(), saves=tmp_path / "saves", save_every_s=0.0)
+    monkeypatch.setattr(BclTask, "after_step", follow)
+    with pytest.raises(SavesError, match="unfinished training with other settings"):
+        train_bcl(*data, tmp_path / "broken", replace(config, dims=8), Silent(), saves=tmp_path / "saves")
+    board = tmp_path / "board"
+    found = train_bcl(*data, tmp_path / "broken", config, Silent(), saves=tmp_path / "saves", board=board)
+    assert found.fit == expected.fit
+    assert np.array_equal(found.vectors, expected.vectors)
+    assert np.array_equal(found.correlation, expected.correlation)
+    weights = "model.safetensors"
+    assert (tmp_path / "broken" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+    assert not (tmp_path / "saves").exists()
+    assert [*board.iterdir()]
+
+
+def test_the_card_names_the_similarity(tmp_path: Path) -> None:
+    config = replace(CONFIG, pairs="swing", loop=replace(CONFIG.loop, epochs=1))
+    train(world(), tmp_path, config)
+    assert " Swing pairs of " in (tmp_path / "README.md").read_text("utf-8")
+    with pytest.raises(ValueError, match="pairs cannot be 'cosine'"):
+        replace(CONFIG, pairs="cosine")

@@ -6,7 +6,7 @@ from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
 from index.tracks import Track
-from training.bcl.supervision import item_cf, listen_matrix
+from training.bcl.similarity import item_cf, listen_matrix
 from training.evaluation import baselines
 from training.evaluation.audience import AudienceProtocol, evaluate_audience
 from training.evaluation.matching import (

@@ -3,11 +3,12 @@
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from index.errors import DebutError
 from index.fields import FieldSpec
 from training.bcl.augment import OPERATORS
+from training.bcl.similarity import Similarity
 from training.loop import LoopConfig
 
 FORMAT = 1
@@ -40,7 +41,11 @@ class BclConfig:
     unknown_rate: float = 0.1
     """Share of a track's fields replaced by "unknown" in training, so that a new artist is nothing new."""
     neighbours: int = 20
-    """Positives kept of a track: its ItemCF neighbours."""
+    """Positives kept of a track: its nearest by `pairs`."""
+    pairs: str = "itemcf"
+    """By which similarity of audiences (`training.bcl.similarity`): "itemcf" or "swing"."""
+    swing_alpha: float = 1.0
+    """alpha of Swing: the larger, the less the listeners' other tracks in common count."""
     min_common: int = 2
     """Listeners that a pair of neighbours must share."""
     anchor_power: float = 0.5
@@ -94,7 +99,8 @@ class BclConfig:
             "contrastive_temperature",
         ):
             _check(name, getattr(self, name), getattr(self, name) > 0)
-        for name in ("steps", "contrastive_weight", "grouping_temperature", "anchor_power"):
+        _check("pairs", self.pairs, self.pairs in get_args(Similarity))
+        for name in ("steps", "swing_alpha", "contrastive_weight", "grouping_temperature", "anchor_power"):
             _check(name, getattr(self, name), getattr(self, name) >= 0)
         for name in ("unknown_rate", "dropout"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1)

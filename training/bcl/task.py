@@ -16,7 +16,8 @@ from training.bcl.correlation import CorrelationTracker
 from training.bcl.grouping import sample_groups
 from training.bcl.losses import bpr, nt_xent, sampled_softmax
 from training.bcl.model import Bcl, Inputs, forget
-from training.bcl.supervision import ItemPairs, Neighbours
+from training.bcl.similarity import Neighbours
+from training.bcl.supervision import ItemPairs
 from training.evaluation.metrics import ranking
 
 

@@ -1,10 +1,11 @@
 """From a data set and LARP's vectors to a trained BCL: supervision, fields, loop, checkpoint."""
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -17,13 +18,18 @@ from training.bcl.checkpoint import save_bcl
 from training.bcl.config import BclConfig, BclError
 from training.bcl.fields import choose_fields
 from training.bcl.model import Bcl, Inputs
-from training.bcl.supervision import ItemPairs, item_cf, item_pairs, listen_matrix
+from training.bcl.similarity import Similarity, item_cf, listen_matrix
+from training.bcl.supervision import ItemPairs, item_pairs
 from training.bcl.task import BclTask, Validation
+from training.board import Board
 from training.data.splits import TEST, TRAIN, VALID
+from training.folders import remove_folder
 from training.hardware import pick_device, reproducible
 from training.loop import FitResult, fit
 from training.progress import Progress
+from training.saves import Saves
 
+_SIMILAR = {"itemcf": "ItemCF", "swing": "Swing"}
 FEWEST_ITEMS = 4  # that a distance correlation can be measured on
 
 
@@ -63,6 +69,10 @@ def train_bcl(
     directory: Path,
     config: BclConfig,
     progress: Progress,
+    *,
+    saves: Path | None = None,
+    board: Path | None = None,
+    save_every_s: float = 600.0,
 ) -> BclResult:
     """Train BCL and save it in `directory`.
 
@@ -70,7 +80,9 @@ def train_bcl(
     has none. Only listens of train tracks supervise; those of valid tracks choose the epoch; those of test
     tracks are not read. Without co-listening pairs only the contrastive loss trains, and progress says so.
     (Playlists make listeners as well: pass each as one.) The same seed gives the same weights on the same
-    machine. Raises BclError for fewer than 4 tracks, no train track, or nothing to learn from.
+    machine, whether or not the training was broken off between: one that was goes on from the folder `saves`. `board`:
+    folder of TensorBoard's curves. Raises BclError for fewer than 4 tracks, no train track, or nothing to learn from,
+    SavesError for saves of another training, TrainingError.
     """
     began = time.monotonic()
     split = np.asarray(track_split)
@@ -95,7 +107,11 @@ def train_bcl(
         # Not even their content is learnt from: a song that is uploaded later will not have been seen either.
         items = told_apart(inputs, np.flatnonzero(split != TEST))
         task = BclTask(Bcl(fields, config), inputs, pairs, validation, pick_device(config.loop.device), items)
-        fitted = fit(task, config.loop, progress)
+        kept = Saves(saves, _made_from(config, inputs, pairs, validation, items), save_every_s) if saves else None
+        curves = Board(board, kept.position.step if kept and kept.position else 0) if board else None
+        fitted = fit(task, config.loop, progress, kept, curves)
+        if curves:
+            curves.close()
         found = task.vectors()
     model = task.model.cpu().eval()
     result = BclResult(
@@ -112,7 +128,29 @@ def train_bcl(
         task.tracker.matrix.numpy(),
     )
     save_bcl(model, directory, model_card(result))
+    if saves:
+        remove_folder(saves)
     return result
+
+
+def _made_from(
+    config: BclConfig,
+    inputs: Inputs,
+    pairs: ItemPairs | None,
+    validation: Validation | None,
+    items: NDArray[np.int64],
+) -> dict[str, str]:
+    """What a training's outcome depends on, as `Saves` compares it."""
+    data = hashlib.sha256(items.tobytes())
+    for name, array in sorted(inputs.items()):
+        data.update(name.encode() + array.numpy().tobytes())
+    if pairs:
+        for part in (pairs.anchors, pairs.share, pairs.neighbours.indptr, pairs.neighbours.rows, pairs.negatives):
+            data.update(part.tobytes())
+    if validation:
+        for part in (validation.queries, validation.candidates, validation.truth):
+            data.update(part.tobytes())
+    return {"settings": hashlib.sha256(config.to_json().encode()).hexdigest()[:16], "data": data.hexdigest()[:16]}
 
 
 def told_apart(inputs: Inputs, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -138,7 +176,15 @@ def _supervision(
         return None, None
     train, valid = np.flatnonzero(split == TRAIN), np.flatnonzero(split == VALID)
     known = _matrix(listens, split, (TRAIN,))
-    pairs = item_pairs(known, train, top=config.neighbours, min_common=config.min_common, power=config.anchor_power)
+    pairs = item_pairs(
+        known,
+        train,
+        top=config.neighbours,
+        min_common=config.min_common,
+        power=config.anchor_power,
+        pairs=cast(Similarity, config.pairs),
+        alpha=config.swing_alpha,
+    )
     if not len(pairs.anchors):
         return None, None
     found = item_cf(
@@ -182,7 +228,7 @@ Maps a track's content to a unit vector of {config.dims} in which tracks with si
 | fields | {names} |
 | embedded fields F | {len(model.fields.groups)} |
 | parameters | {size:,} |
-| supervision | {result.pairs:,} ItemCF pairs of {result.anchors:,} anchor tracks |
+| supervision | {result.pairs:,} {_SIMILAR[config.pairs]} pairs of {result.anchors:,} anchor tracks |
 | epochs | {len(result.fit.history)} of at most {config.loop.epochs}, best: {result.fit.best_epoch + 1} |
 | selected on | {result.selected_on}: {score} |
 | seed | {config.loop.seed} |

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from training.bcl.supervision import Neighbours, item_cf
+from training.bcl.similarity import Neighbours, item_cf
 from training.evaluation.metrics import blocks, ceiling, chance, ranking
 from training.evaluation.results import Evaluation, EvaluationError, summarise
 from training.evaluation.vectors import Vectors, filled, similarity
