@@ -24,10 +24,12 @@ __all__ = [
     "write_audience",
 ]
 
-NEIGHBOURS = 100
+NEIGHBOURS = 50
 """K: tracks whose audiences are taken."""
-TEMPERATURE = 0.2
+TEMPERATURE = 0.1
 """Of the softmax that weighs the neighbours by similarity."""
+CORE = 1.5
+"""Power of a listener's weight in the scores: those who heard several of the neighbours say more than in proportion."""
 CAP = 5_000
 """Listeners that are clustered, heaviest first."""
 LEAST_MASS = 0.05
@@ -137,7 +139,7 @@ class Audience:
         R: the NEIGHBOURS nearest tracks with listeners, weights softmax(similarity / TEMPERATURE). U0: their
         listeners, weight = sum of track weight x play strength / sqrt(|I_u|), the CAP heaviest. Centroids:
         weighted spherical k-means of U0 into `clusters` (None: 3 to 8, by silhouette), those under LEAST_MASS
-        dropped. Scores: index.reach.Affinity, with a = the square of the weights (the core of the audience).
+        dropped. Scores: index.reach.Affinity, with a = weights^CORE.
         `limit` listeners, quotas by mass, then filled by score.
 
         Up to EVERYBODY listeners, and with `min_score` (which leaves out all below), all are scored; else U0 and
@@ -162,7 +164,7 @@ class Audience:
         centroids, labels, mass = _kept(cluster(points, weights, clusters), weights)
         own = int(view.catalogue.origins[row]) if row is not None and 0 <= row < view.catalogue.size else None
         eligible = self._eligible(listening, own if exclude_known else None)
-        affinity = Affinity.of(listening, wanted[0], members, weights**2, own)
+        affinity = Affinity.of(listening, wanted[0], members, weights**CORE, own)
         listeners = affinity.candidates(members, eligible, limit, everybody=min_score is not None)
         scores = affinity.scores(listeners)
         reach = int(eligible.sum())

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from index.listening import Listening
 from index.vectors import Mask, Rows, Vectors, inner_products, near_best, slack
 
-SHARPNESS = 3.0
+SHARPNESS = 5.0
 """beta: how much a listener's cosine to the song counts."""
-FLOOR = 0.1
+FLOOR = 0.05
 """Listening affinity granted to everybody: nobody is lost for having heard only songs that the audience has not."""
 EVERYBODY = 1 << 14
 """Listeners up to which all are scored; beyond, the neighbours' listeners and the nearest to the song."""

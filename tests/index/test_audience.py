@@ -175,8 +175,8 @@ def reference_members(world: World, query: np.ndarray) -> tuple[list[int], dict[
     """R and U0 in float64, loop by loop (bcl.md, CAT)."""
     similarity = world.matching.astype(np.float64) @ query
     heard = set(world.row.tolist())
-    nearest = sorted(heard, key=lambda row: (-similarity[row], row))[:100]
-    powers = {row: np.exp(similarity[row] / 0.2) for row in nearest}
+    nearest = sorted(heard, key=lambda row: (-similarity[row], row))[:50]
+    powers = {row: np.exp(similarity[row] / 0.1) for row in nearest}
     log_plays = {(u, r): np.log1p(p) for u, r, p in zip(world.listener, world.row, world.plays, strict=True)}
     weights: dict[int, float] = {}
     for u in range(len(world.ids)):
@@ -221,7 +221,7 @@ def reference_scores(world: World, query: np.ndarray, weights: dict[int, float],
     mean = [np.mean([liked[t] for t in mine]) for mine in heard]
     usual = sum(a * mean[v] for v, a in share.items())
     vectors = world.audience._listening.vectors.astype(np.float64)
-    return np.exp(3 * (vectors @ query - 1)) * (0.1 + np.array(mean) / usual) / 1.1
+    return np.exp(5 * (vectors @ query - 1)) * (0.05 + np.array(mean) / usual) / 1.05
 
 
 @pytest.mark.parametrize("own", [None, 3])
@@ -238,7 +238,7 @@ def test_scores_are_those_of_the_equations(tmp_path, rng, own):
 def test_the_whole_answer_is_that_of_the_equations(tmp_path, rng):
     world = World(tmp_path, rng, listeners=60)
     _, weights = reference_members(world, world.query())
-    expected = reference_scores(world, world.query(), {u: weight**2 for u, weight in weights.items()})
+    expected = reference_scores(world, world.query(), {u: weight**1.5 for u, weight in weights.items()})
     result = world.audience.target(world.query(), world.collection, limit=60)
     found = {int(target.listener_id[1:]): target.score for target in result.listeners}
     np.testing.assert_allclose([found[u] for u in range(60)], expected, rtol=1e-4)
@@ -427,7 +427,7 @@ def test_a_replaced_track_keeps_its_listeners_and_a_removed_one_lends_none(world
     world.collection.remove(nearest.track_id)
     after = world.audience.target(world.query(), world.collection, clusters=3)
     assert nearest.track_id not in [n.track_id for n in after.neighbours]
-    assert len(after.neighbours) == 100
+    assert len(after.neighbours) == 50
 
 
 def test_cold_tracks_lend_no_audience(world, rng):
