@@ -10,20 +10,33 @@ from numpy.typing import ArrayLike, NDArray
 from index.clustering import Clustering, cluster
 from index.collection import Collection, CollectionView
 from index.listening import AudienceError, Listening, write_audience
-from index.reach import select
+from index.reach import Affinity, labelled, select
 from index.vectors import Mask, Rows, Vectors, checked_vectors, inner_products
 
-__all__ = ["Audience", "AudienceError", "AudienceResult", "Cluster", "Neighbour", "Target", "write_audience"]
+__all__ = [
+    "Audience",
+    "AudienceError",
+    "AudienceResult",
+    "Cluster",
+    "Neighbour",
+    "Overlap",
+    "Target",
+    "write_audience",
+]
 
 NEIGHBOURS = 50
 """K: tracks whose audiences are taken."""
 TEMPERATURE = 0.1
 """Of the softmax that weighs the neighbours by similarity."""
+CORE = 1.5
+"""Power of a listener's weight in the scores: those who heard several of the neighbours say more than in proportion."""
 CAP = 5_000
 """Listeners that are clustered, heaviest first."""
 LEAST_MASS = 0.05
 """Clusters with less of the listeners' weight are dropped."""
 EXEMPLARS = 5
+BETWEEN = 0.05
+"""Cosine by which a listener's second nearest centroid may be farther for them to count as between the two."""
 
 
 class ReleaseFolder(Protocol):
@@ -63,11 +76,19 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A listener to show the track to: cosine to the nearest centroid, and which one that is."""
+    """A listener to show the track to: score (index.reach.Affinity), and the number of the nearest cluster."""
 
     listener_id: str
     score: float
     cluster: int
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Two clusters, the heavier first, and the part of the clustered listeners' weight that lies between them."""
+
+    clusters: tuple[int, int]
+    share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +98,10 @@ class AudienceResult:
     clusters: tuple[Cluster, ...]
     listeners: tuple[Target, ...]
     neighbours: tuple[Neighbour, ...]
+    overlaps: tuple[Overlap, ...]
+    """Every pair of clusters that somebody lies between."""
+    reach: int
+    """Listeners who may be named and score at least `min_score`, beyond `limit` as well."""
 
 
 class Audience:
@@ -107,36 +132,48 @@ class Audience:
         clusters: int | None = None,
         limit: int = 100,
         exclude_known: bool = True,
+        min_score: float | None = None,
     ) -> AudienceResult:
         """Return whom to show a track with matching vector `query` f32 [128] (bcl.md, CAT).
 
         R: the NEIGHBOURS nearest tracks with listeners, weights softmax(similarity / TEMPERATURE). U0: their
         listeners, weight = sum of track weight x play strength / sqrt(|I_u|), the CAP heaviest. Centroids:
         weighted spherical k-means of U0 into `clusters` (None: 3 to 8, by silhouette), those under LEAST_MASS
-        dropped. Score of a listener: the largest cosine to a centroid, over all listeners; `limit` of them,
-        quotas by mass, then filled by score.
+        dropped. Scores: index.reach.Affinity, with a = weights^CORE.
+        `limit` listeners, quotas by mass, then filled by score.
 
-        `row` is the track's own, if it has one: it is then no neighbour of itself, and with `exclude_known`
-        nobody who played it is named. Raises AudienceError: audience_missing without listening data,
-        audience_no_neighbours when no track of the collection has listeners; ValueError for limit or clusters
-        < 1 and for a query that is no finite unit vector.
+        Up to EVERYBODY listeners, and with `min_score` (which leaves out all below), all are scored; else U0 and
+        the nearest to the query. `row` is the track's own, if it has one: it is then no neighbour of itself, and
+        with `exclude_known` nobody who played it is named. Raises AudienceError: audience_missing without
+        listening data, audience_no_neighbours when no track of the collection has listeners; ValueError for
+        limit or clusters < 1 and for a query that is no finite unit vector.
         """
         if limit < 1 or (clusters is not None and clusters < 1):
             raise ValueError(f"limit and clusters must be at least 1, not {limit} and {clusters}")
         view = collection.view() if isinstance(collection, Collection) else collection
         wanted = checked_vectors(np.asarray(query)[None], view.matching.dims)
-        if self._listening is None or not self._reachable.any():
+        listening = self._listening
+        if listening is None or not self._reachable.any():
             raise AudienceError(
                 "this release has no listeners: train it on a data set with listens.parquet",
                 code="audience_missing",
             )
         rows, similarities = self._neighbours(wanted, view, row)
-        members, weights = self._members(self._listening, view.catalogue.origins[rows], similarities)
-        points = np.asarray(self._listening.vectors[members])
+        members, weights = self._members(listening, view.catalogue.origins[rows], similarities)
+        points = np.asarray(listening.vectors[members])
         centroids, labels, mass = _kept(cluster(points, weights, clusters), weights)
-        eligible = self._eligible(self._listening, view, row if exclude_known else None)
-        chosen = select(self._listening, centroids, mass / mass.sum(), limit, eligible)
-        ids, near = self._listening.ids, [view.catalogue.track(near).track_id for near in rows.tolist()]
+        own = int(view.catalogue.origins[row]) if row is not None and 0 <= row < view.catalogue.size else None
+        eligible = self._eligible(listening, own if exclude_known else None)
+        affinity = Affinity.of(listening, wanted[0], members, weights**CORE, own)
+        listeners = affinity.candidates(members, eligible, limit, everybody=min_score is not None)
+        scores = affinity.scores(listeners)
+        reach = int(eligible.sum())
+        if min_score is not None:
+            listeners, scores = listeners[scores >= min_score], scores[scores >= min_score]
+            reach = len(listeners)
+        nearest = labelled(listening.vectors, centroids, listeners)
+        chosen = select(listeners, scores, nearest, mass / mass.sum(), limit)
+        ids, near = listening.ids, [view.catalogue.track(near).track_id for near in rows.tolist()]
         neighbours = view.matching.vectors(rows)
         return AudienceResult(
             clusters=tuple(
@@ -150,8 +187,10 @@ class Audience:
                 )
                 for number, centroid in enumerate(centroids)
             ),
-            listeners=tuple(Target(str(ids[u]), float(score), int(m)) for u, score, m in zip(*chosen, strict=True)),
+            listeners=tuple(Target(str(ids[listeners[n]]), float(scores[n]), int(nearest[n])) for n in chosen.tolist()),
             neighbours=tuple(map(Neighbour, near, rows.tolist(), similarities.tolist())),
+            overlaps=_overlaps(points, weights, centroids),
+            reach=reach,
         )
 
     def _neighbours(self, query: Vectors, view: CollectionView, row: int | None) -> tuple[Rows, Vectors]:
@@ -188,11 +227,12 @@ class Audience:
             members = np.sort(members[np.lexsort((members, -total[members]))[:CAP]])
         return members, total[members]
 
-    def _eligible(self, listening: Listening, view: CollectionView, known: int | None) -> Mask:
-        if known is None or not 0 <= known < view.catalogue.size:
+    def _eligible(self, listening: Listening, known: int | None) -> Mask:
+        """Return bool [U]: who can be placed and has not heard the release's track `known`."""
+        if known is None:
             return self._reachable
         eligible = self._reachable.copy()
-        eligible[listening.listeners_of(int(view.catalogue.origins[known]))[0]] = False
+        eligible[listening.listeners_of(known)[0]] = False
         return eligible
 
 
@@ -218,3 +258,17 @@ def _nearest(points: Vectors, centroid: Vectors, among: Mask | None = None) -> R
     similarity = inner_products(centroid[None], points, places[None])[0]
     nearest: Rows = places[np.lexsort((places, -similarity))[:EXEMPLARS]]
     return nearest
+
+
+def _overlaps(points: Vectors, weights: NDArray[np.float64], centroids: Vectors) -> tuple[Overlap, ...]:
+    """Return, for each two centroids, the share of weight whose two nearest they are, within BETWEEN."""
+    if len(centroids) < 2:
+        return ()
+    similarity = points @ centroids.T
+    two = np.argsort(-similarity, axis=1, kind="stable")[:, :2]
+    first, second = np.take_along_axis(similarity, two, axis=1).T
+    between = first - second <= BETWEEN
+    pairs = np.sort(two[between], axis=1)
+    share = np.zeros((len(centroids), len(centroids)))
+    np.add.at(share, (pairs[:, 0], pairs[:, 1]), weights[between] / weights.sum())
+    return tuple(Overlap((int(a), int(b)), float(share[a, b])) for a, b in np.argwhere(share > 0))

@@ -11,10 +11,12 @@ Labels = NDArray[np.int64]
 
 CHOICES = range(3, 9)
 """Numbers of clusters to choose from."""
-SAMPLE = 800
+SAMPLE = 500
 """Points on which that number is chosen: the silhouette looks at all pairs."""
 RESTARTS = 2
 MAX_ROUNDS = 25
+LAST_ROUNDS = 5
+"""Rounds over all points, from the centroids of the sample: they hardly move any more, and each looks at all."""
 SEED = 20230804
 
 _SAME = 1e-6
@@ -40,7 +42,7 @@ def cluster(points: Points, weights: Weights, count: int | None = None) -> Clust
     if len(points) <= SAMPLE:
         return _clustered(points, weights, count)
     sample = np.sort(np.random.default_rng(SEED).choice(len(points), SAMPLE, replace=False))
-    return _rounds(points, weights, _clustered(points[sample], weights[sample], count).centroids)
+    return _rounds(points, weights, _clustered(points[sample], weights[sample], count).centroids, LAST_ROUNDS)
 
 
 def _clustered(points: Points, weights: Weights, count: int | None) -> Clustering:
@@ -78,12 +80,12 @@ def _seeds(points: Points, weights: Weights, count: int, rng: np.random.Generato
     return points[chosen]
 
 
-def _rounds(points: Points, weights: Weights, centroids: Points) -> Clustering:
-    """Lloyd's rounds from `centroids` until no label changes; an emptied cluster keeps its centroid."""
+def _rounds(points: Points, weights: Weights, centroids: Points, most: int = MAX_ROUNDS) -> Clustering:
+    """At most `most` of Lloyd's rounds from `centroids`, until no label changes; an emptied cluster keeps its own."""
     weighted = points * weights[:, None].astype(np.float32)
     numbers = np.arange(len(centroids))[:, None]
     labels = np.full(len(points), -1)
-    for _ in range(MAX_ROUNDS):
+    for _ in range(most):
         nearest = np.argmax(points @ centroids.T, axis=1)
         if np.array_equal(nearest, labels):
             break

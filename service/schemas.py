@@ -279,8 +279,18 @@ class ListenerDocument(BaseModel):
     """One listener to show the track to."""
 
     listener_id: str
-    score: float = Field(description="Cosine to the nearest cluster's middle.")
-    cluster: int = Field(description="Place of that cluster in `clusters`.")
+    score: float = Field(
+        description="How near by content and by what the similar tracks' audience hears; 1: the track's own vector, "
+        "and listening as that audience does."
+    )
+    cluster: int = Field(description="Place of the nearest cluster in `clusters`.")
+
+
+class OverlapDocument(BaseModel):
+    """Listeners between two clusters, nearly as near to one as to the other."""
+
+    clusters: list[int] = Field(description="Places of the two in `clusters`.")
+    share: float = Field(description="Part of the weight of the listeners of similar tracks.")
 
 
 class NeighbourDocument(BaseModel):
@@ -296,6 +306,8 @@ class AudienceResponse(BaseModel):
     track_id: str
     clusters: list[ClusterDocument]
     listeners: list[ListenerDocument]
+    reach: int = Field(description="Listeners who score at least `min_score`, named or not; without one, all.")
+    overlaps: list[OverlapDocument] = Field(description="Every two clusters that somebody is between.")
     neighbours: list[NeighbourDocument]
     release: str
 

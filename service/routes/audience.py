@@ -1,5 +1,8 @@
-"""GET /audience/{track_id}."""
+"""GET /audience/{track_id}: as JSON, or its listeners as CSV."""
 
+import csv
+import io
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,6 +20,11 @@ from service.schemas import AudienceResponse
 
 router = APIRouter(tags=["audience"])
 
+CSV = "text/csv"
+VARY = {"Vary": "Accept"}
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""What makes a spreadsheet take a text for a formula (OWASP, CSV injection)."""
+
 
 class AudienceQuery(BaseModel):
     """How the audience is to be chosen."""
@@ -31,6 +39,12 @@ class AudienceQuery(BaseModel):
     )
     limit: int = Field(default=100, ge=1, description="How many listeners to name at most.")
     exclude_known: bool = Field(default=True, description="Leave out listeners who have heard the track.")
+    min_score: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Leave out listeners who score less. All listeners are then scored, to count the `reach`.",
+    )
 
 
 @router.get(
@@ -41,6 +55,12 @@ class AudienceQuery(BaseModel):
         200: {
             "model": AudienceResponse,
             "description": "Clusters by falling mass, listeners by falling score.",
+            "content": {
+                CSV: {
+                    "schema": {"type": "string"},
+                    "example": "listener_id,score,cluster\r\nann,0.431552,0\r\n",
+                }
+            },
         },
         **failures(
             "unknown_track",
@@ -52,13 +72,53 @@ class AudienceQuery(BaseModel):
     },
 )
 async def audience(request: Request, track_id: str, query: Annotated[AudienceQuery, Query()]) -> Response:
-    """Cluster the listeners of similar tracks and name those nearest to a cluster (BCL, section on CAT)."""
+    """Cluster the listeners of similar tracks, score all by song and audience, and name the best of each taste.
+
+    With `Accept: text/csv` the listeners alone, a line each. An id that a spreadsheet would take for a formula
+    is then led by an apostrophe.
+    """
     service = service_of(request)
     within(service.settings, "max_listeners", "query.limit", query.limit, "listeners")
     view = service.serving.collection.view()
     row = row_of(view, track_id)
     found = await searching(service, lambda: target(service.serving.audience, view, row, query))
-    return json_answer({"track_id": track_id, **found, "release": view.release_id})
+    if prefers_csv(request.headers.get("accept", "")):
+        return Response(as_csv(found["listeners"]), headers=VARY, media_type=CSV)
+    answer = json_answer({"track_id": track_id, **found, "release": view.release_id})
+    answer.headers.update(VARY)
+    return answer
+
+
+def prefers_csv(accept: str) -> bool:
+    """Whether an Accept header (RFC 9110, 12.5.1) ranks CSV above JSON; JSON where it ranks them equal."""
+    ranks: dict[str, float] = {}
+    for part in accept.lower().split(","):
+        name, *parameters = (piece.strip() for piece in part.split(";"))
+        given = next((value for value in parameters if value.startswith("q=")), "q=1")
+        try:
+            ranks[name] = float(given.removeprefix("q="))
+        except ValueError:
+            ranks[name] = 0.0
+
+    def rank(kind: str) -> float:
+        return next((ranks[n] for n in (kind, f"{kind.partition('/')[0]}/*", "*/*") if n in ranks), 0.0)
+
+    wanted, other = rank(CSV), rank("application/json")
+    named = CSV in ranks and "application/json" not in ranks  # "text/csv, */*" names what it wants
+    return wanted > other or (named and wanted == other > 0)
+
+
+def as_csv(listeners: Iterable[Mapping[str, Any]]) -> str:
+    """Return `listener_id,score,cluster` (RFC 4180), an id that could be a formula led by an apostrophe."""
+    text = io.StringIO(newline="")
+    lines = csv.writer(text)
+    lines.writerow(("listener_id", "score", "cluster"))
+    for one in listeners:
+        name = one["listener_id"]
+        # led by spaces it would be one as well, once the spreadsheet has trimmed them
+        safe = f"'{name}" if name.startswith(_FORMULA) or name.lstrip().startswith(_FORMULA) else name
+        lines.writerow((safe, f"{one['score']:.6f}", one["cluster"]))
+    return text.getvalue()
 
 
 def target(audience: Audience, view: CollectionView, row: int, query: AudienceQuery) -> dict[str, Any]:
@@ -70,7 +130,13 @@ def target(audience: Audience, view: CollectionView, row: int, query: AudienceQu
     if np.isnan(vector).any():
         raise Problem("audience_unplaced", "The release has no matching vector of this track: ingest it to get one.")
     result = audience.target(
-        vector, view, row=row, clusters=query.clusters, limit=query.limit, exclude_known=query.exclude_known
+        vector,
+        view,
+        row=row,
+        clusters=query.clusters,
+        limit=query.limit,
+        exclude_known=query.exclude_known,
+        min_score=query.min_score,
     )
     return {
         "clusters": [
@@ -86,5 +152,7 @@ def target(audience: Audience, view: CollectionView, row: int, query: AudienceQu
         "listeners": [
             {"listener_id": t.listener_id, "score": round(t.score, 6), "cluster": t.cluster} for t in result.listeners
         ],
+        "reach": result.reach,
+        "overlaps": [{"clusters": list(o.clusters), "share": round(o.share, 6)} for o in result.overlaps],
         "neighbours": [{"track_id": n.track_id, "similarity": round(n.similarity, 6)} for n in result.neighbours],
     }

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from index_examples import Folder, embedded, unit, write_folder
 
 from index import audience as cat
-from index import segments
+from index import reach, segments
 from index.audience import Audience, AudienceError, write_audience
 from index.collection import Collection
 from index.listening import Listening
-from index.reach import quotas, select
+from index.reach import Affinity, labelled, quotas, select
 from index.tracks import Track
 
 
@@ -210,76 +210,116 @@ def test_neighbours_and_their_listeners_are_those_of_the_equations(tmp_path, rng
     np.testing.assert_allclose([c.mass for c in result.clusters], np.sort(taste_weight)[::-1], atol=1e-3)
 
 
-def reference_selection(vectors, centroids, shares, limit, eligible):
-    """Scores, quotas and choice in float64 and plain Python."""
-    similarity = (vectors.astype(np.float64)[:, None] * centroids.astype(np.float64)).sum(axis=2).astype(np.float32)
-    order = [u for u in np.lexsort((np.arange(len(vectors)), -similarity.max(axis=1))).tolist() if eligible[u]]
+def reference_scores(world: World, query: np.ndarray, weights: dict[int, float], own: int | None = None) -> np.ndarray:
+    """score(u) in float64, loop by loop (index.reach.Affinity); `weights` are a, not yet of sum 1."""
+    heard = [set(world.row[world.listener == u].tolist()) for u in range(len(world.ids))]
+    share = {u: weight / sum(weights.values()) for u, weight in weights.items()}
+    by_track = {t: [u for u in range(len(heard)) if t in heard[u]] for t in set(world.row.tolist())}
+    liked = {t: sum(share.get(v, 0.0) for v in listeners) / len(listeners) for t, listeners in by_track.items()}
+    if own is not None:
+        liked[own] = 0.0
+    mean = [np.mean([liked[t] for t in mine]) for mine in heard]
+    usual = sum(a * mean[v] for v, a in share.items())
+    vectors = world.audience._listening.vectors.astype(np.float64)
+    return np.exp(5 * (vectors @ query - 1)) * (0.05 + np.array(mean) / usual) / 1.05
+
+
+@pytest.mark.parametrize("own", [None, 3])
+def test_scores_are_those_of_the_equations(tmp_path, rng, own):
+    world = World(tmp_path, rng, listeners=60)
+    members = rng.choice(60, 25, replace=False)
+    weights = rng.random(25) + 0.1
+    affinity = Affinity.of(world.audience._listening, world.query(), np.sort(members), weights, own)
+    expected = reference_scores(world, world.query(), dict(zip(np.sort(members).tolist(), weights, strict=True)), own)
+    np.testing.assert_allclose(affinity.scores(np.arange(60)), expected, rtol=1e-5)
+    np.testing.assert_array_equal(affinity.scores(np.array([7, 3])), affinity.scores(np.arange(60))[[7, 3]])
+
+
+def test_the_whole_answer_is_that_of_the_equations(tmp_path, rng):
+    world = World(tmp_path, rng, listeners=60)
+    _, weights = reference_members(world, world.query())
+    expected = reference_scores(world, world.query(), {u: weight**1.5 for u, weight in weights.items()})
+    result = world.audience.target(world.query(), world.collection, limit=60)
+    found = {int(target.listener_id[1:]): target.score for target in result.listeners}
+    np.testing.assert_allclose([found[u] for u in range(60)], expected, rtol=1e-4)
+    assert result.reach == 60
+
+
+def test_an_audience_that_heard_only_the_song_itself_ranks_by_cosine(tmp_path, rng):
+    world = World(tmp_path, rng, listeners=40)
+    knowing = np.unique(world.listener[world.row == 3])
+    listening = world.audience._listening
+    nothing = Affinity(listening, world.query(), np.zeros(120))
+    cosine = listening.vectors @ world.query()
+    assert np.argsort(-nothing.scores(np.arange(40))).tolist() == np.argsort(-cosine).tolist()
+    assert Affinity.of(listening, world.query(), knowing, np.ones(len(knowing)), 3).liked[3] == 0
+
+
+@pytest.mark.parametrize("hnsw", [False, True])
+def test_of_many_listeners_the_neighbours_own_and_the_nearest_are_scored(tmp_path, rng, monkeypatch, hnsw):
+    monkeypatch.setattr(segments, "STEP_PRICE", 0)  # walk the graph, though it is small
+    monkeypatch.setattr(reach, "EVERYBODY", 10)
+    monkeypatch.setattr(reach, "NEAREST", 20)
+    world = World(tmp_path, rng, hnsw=hnsw)
+    listening, members = world.audience._listening, np.arange(5)
+    affinity = Affinity.of(listening, world.query(), members, np.ones(5), None)
+    eligible = rng.random(300) < 0.7
+    order = [u for u in np.argsort(-(listening.vectors @ world.query())).tolist() if eligible[u]]
+    for limit, least in ((1, 20), (30, 60), (1000, len(order))):
+        found = affinity.candidates(members, eligible, limit, False)
+        assert (np.diff(found) > 0).all()
+        assert eligible[found].all()
+        assert set(order[:least]) | {u for u in range(5) if eligible[u]} <= set(found.tolist())
+    assert len(affinity.candidates(members, np.zeros(300, bool), 5, False)) == 0
+    np.testing.assert_array_equal(affinity.candidates(members, eligible, 1, True), np.flatnonzero(eligible))
+    some = world.audience.target(world.query(), world.collection, limit=5)
+    monkeypatch.setattr(reach, "EVERYBODY", 1000)
+    scores = {
+        t.listener_id: t.score for t in world.audience.target(world.query(), world.collection, limit=300).listeners
+    }
+    assert [t.score for t in some.listeners] == [scores[t.listener_id] for t in some.listeners]
+
+
+def test_a_score_does_not_depend_on_the_block_it_is_computed_in(world, monkeypatch):
+    before = world.audience.target(world.query(), world.collection, limit=300)
+    monkeypatch.setattr(reach, "_LISTENERS_AT_ONCE", 7)
+    assert world.audience.target(world.query(), world.collection, limit=300) == before
+
+
+def reference_selection(candidates, scores, labels, shares, limit):
+    """Quotas and choice in plain Python."""
+    order = sorted(range(len(candidates)), key=lambda n: (-scores[n], candidates[n]))
     limit = min(limit, len(order))
     whole = [int(np.floor(share * limit + 1e-9)) for share in shares]
     for place in sorted(range(len(shares)), key=lambda m: (-(shares[m] * limit - whole[m]), m))[: limit - sum(whole)]:
         whole[place] += 1
-    taken = [u for m in range(len(shares)) for u in [v for v in order if similarity[v].argmax() == m][: whole[m]]]
-    taken += [u for u in order if u not in taken][: limit - len(taken)]
-    taken.sort(key=order.index)
-    return taken, similarity[taken].max(axis=1), similarity[taken].argmax(axis=1)
+    taken = [n for m in range(len(shares)) for n in [o for o in order if labels[o] == m][: whole[m]]]
+    taken += [n for n in order if n not in taken][: limit - len(taken)]
+    return sorted(taken, key=order.index)
 
 
-@pytest.mark.parametrize("hnsw", [False, True])
-@pytest.mark.parametrize("limit", [1, 7, 60, 299, 1000])
-def test_the_choice_is_that_of_the_equations(tmp_path, rng, monkeypatch, hnsw, limit):
-    monkeypatch.setattr(segments, "STEP_PRICE", 0)  # walk the graph, though it is small
-    world = World(tmp_path, rng, hnsw=hnsw)
-    listening = world.audience._listening
-    assert (listening.segment is not None) == hnsw
-    vectors = np.asarray(listening.vectors)
+@pytest.mark.parametrize("limit", [1, 7, 60, 199, 1000])
+def test_the_choice_is_that_of_the_equations(rng, limit):
     for clusters, skew in ((1, 1), (3, 1), (4, 5)):
-        centroids = near(rng, world.centres[rng.integers(0, 3, clusters)], 1.0)
+        candidates = rng.choice(1000, 200, replace=False)
+        scores = rng.integers(0, 40, 200).astype(np.float32)  # many ties
+        labels = rng.integers(0, clusters, 200)
         shares = rng.dirichlet(np.ones(clusters) / skew)
-        eligible = rng.random(300) < 0.7
-        listeners, scores, labels = select(listening, centroids, shares, limit, eligible)
-        expected = reference_selection(vectors, centroids, shares, limit, eligible)
-        np.testing.assert_array_equal(listeners, expected[0])
-        np.testing.assert_array_equal(scores, expected[1])
-        np.testing.assert_array_equal(labels, expected[2])
+        found = select(candidates, scores, labels, shares, limit)
+        assert found.tolist() == reference_selection(candidates, scores, labels, shares, limit)
 
 
-@pytest.mark.parametrize(("listeners", "limit", "walks"), [(2000, 5, True), (2000, 500, False), (100, 5, False)])
-def test_the_graph_is_walked_where_that_is_cheaper(tmp_path, rng, monkeypatch, listeners, limit, walks):
-    monkeypatch.setattr(segments, "STEP_PRICE", 1)
-    walked = []
-    monkeypatch.setattr("index.reach._searched", lambda *given: walked.append(1) or np.arange(3))
-    world = World(tmp_path, rng, listeners=listeners, hnsw=True)
-    select(
-        world.audience._listening, world.centres.astype(np.float32), np.full(3, 1 / 3), limit, np.ones(listeners, bool)
-    )
-    assert bool(walked) == walks
-
-
-def test_listeners_between_two_centroids_are_not_lost_to_rounding(tmp_path, rng):
-    """Palindromes are exactly as near to a centroid as to its mirror image, and so belong to the first of them."""
+def test_listeners_between_two_centroids_belong_to_the_first(rng):
+    """Palindromes are exactly as near to a centroid as to its mirror image: rounding must not decide."""
     half = unit(rng, 40, 64)
-    between = np.concatenate([half, half[:, ::-1]], axis=1) / np.float32(np.sqrt(2))
+    vectors = np.concatenate([half, half[:, ::-1]], axis=1) / np.float32(np.sqrt(2))
     first = unit(rng, 128)
     centroids = np.stack([first, first[::-1]])
-    matching = np.concatenate([between, near(rng, np.tile(centroids[1], (60, 1)), 0.1)])
-    write_audience(tmp_path / "a", [str(u) for u in range(100)], np.arange(100), np.arange(100), np.ones(100), matching)
-    listening, everybody = Listening.open(tmp_path / "a"), np.ones(100, bool)
-    shares = np.array([0.5, 0.5])
-    for limit in range(2, 40):
-        found = select(listening, centroids, shares, limit, everybody)
-        expected = reference_selection(np.asarray(listening.vectors), centroids, shares, limit, everybody)
-        np.testing.assert_array_equal(found[0], expected[0])
-        np.testing.assert_array_equal(found[2], expected[2])
-
-
-def test_twins_are_taken_in_the_order_of_the_listeners(tmp_path, rng):
-    """Listeners of one and the same track have one and the same vector."""
-    matching = unit(rng, 2, 8)
-    write_audience(tmp_path / "a", [str(u) for u in range(50)], np.arange(50), np.arange(50) % 2, np.ones(50), matching)
-    listening = Listening.open(tmp_path / "a")
-    listeners, _, labels = select(listening, matching, np.array([0.5, 0.5]), 10, np.ones(50, bool))
-    assert sorted(listeners.tolist()) == list(range(10))
-    assert (labels == listeners % 2).all()
+    assert (labelled(vectors, centroids, np.arange(40)) == 0).all()
+    points = unit(rng, 100, 128)
+    np.testing.assert_array_equal(
+        labelled(points, centroids, np.arange(100)), (points.astype(np.float64) @ centroids.T).argmax(axis=1)
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -430,7 +470,8 @@ def test_fewer_listeners_than_clusters(tmp_path, rng):
         result = world.audience.target(world.matching[2], world.collection, clusters=clusters, limit=10)
         assert len(result.clusters) == 2
         assert sorted(t.listener_id for t in result.listeners) == ["u0", "u1"]
-        assert [t.score for t in result.listeners] == pytest.approx([1, 1])
+        assert [t.score for t in result.listeners] == sorted([t.score for t in result.listeners], reverse=True)
+        assert result.overlaps == ()
 
 
 def test_identical_tracks_and_listeners(tmp_path, rng):
@@ -466,3 +507,31 @@ def test_listeners_without_a_vector_are_nobody(tmp_path, rng):
     assert [t.listener_id for t in result.listeners] == ["u1"]
     assert [(c.size, c.mass, c.listeners) for c in result.clusters] == [(1, 1.0, ("u1",))]
     assert len(world.audience) == 2
+
+
+def test_a_threshold_leaves_out_those_below_and_counts_those_above(world, monkeypatch):
+    whole = world.audience.target(world.query(), world.collection, limit=300)
+    scores = [target.score for target in whole.listeners]
+    assert whole.reach == 300
+    for bar in (0.0, scores[40], float(np.nextafter(np.float32(scores[40]), np.float32(9))), 99.0):
+        found = world.audience.target(world.query(), world.collection, limit=10, min_score=bar)
+        assert found.reach == sum(score >= bar for score in scores)
+        assert len(found.listeners) == min(10, found.reach)
+        assert all(target.score >= bar for target in found.listeners)
+    monkeypatch.setattr(reach, "EVERYBODY", 10)
+    monkeypatch.setattr(reach, "NEAREST", 10)
+    assert world.audience.target(world.query(), world.collection, limit=10, min_score=scores[200]).reach == 201
+
+
+def test_overlap_is_the_weight_between_two_centroids():
+    middles = np.eye(3, dtype=np.float32)
+    points = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 1, 0.99], [0, 0, 1]], np.float32)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    found = cat._overlaps(points, np.array([1.0, 2, 3, 4, 10]), middles)
+    assert [(one.clusters, one.share) for one in found] == [((0, 1), 3 / 20), ((1, 2), 4 / 20)]
+    assert cat._overlaps(points, np.ones(5), middles[:1]) == ()
+
+
+def test_tastes_far_apart_do_not_overlap(world):
+    result = world.audience.target(world.query(), world.collection, clusters=3)
+    assert sum(one.share for one in result.overlaps) < 0.01

@@ -1,10 +1,8 @@
-"""CAT as a scorer of the audience protocol: the code that the service runs, over a temporary folder.
-
-Every listener gets the score that `index.audience` gives: the largest cosine to a centroid of the listeners of the
-cold track's neighbours.
+"""CAT and what it is made of as scorers of the audience protocol: the code that the service runs, over a temporary
+folder.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from index.audience import Audience, write_audience
-from index.collection import Collection, write_collection
+from index.audience import Audience, AudienceResult, write_audience
+from index.collection import Collection, CollectionView, write_collection
 from index.tracks import Track
 from training.evaluation.audience import Scorer
 from training.evaluation.vectors import LAST
@@ -40,14 +38,54 @@ def cat_scorer(
     *,
     clusters: int | None = None,
 ) -> Iterator[Scorer]:
-    """Give the scorer while the block runs; its files are in a temporary folder.
+    """Give the scorer while the block runs: every listener's score as `index.audience` gives it.
 
     `matching` f32 [N, d] unit rows (NaN where missing); `plays` [listeners, tracks] of WARM tracks only; `clusters` as
     in `Audience.target`. A listener whom CAT does not name (nothing heard) comes last, and for a track without vector
     all tie.
     """
+    with _opened(tracks, matching, plays) as (audience, view):
+        listeners = plays.shape[0]
+
+        def score(found: AudienceResult) -> NDArray[np.floating]:
+            out = np.full(listeners, LAST, np.float32)
+            out[[int(target.listener_id) for target in found.listeners]] = [t.score for t in found.listeners]
+            return out
+
+        yield _scorer(audience, view, matching, listeners, clusters, score)
+
+
+@contextmanager
+def centroid_scorer(
+    tracks: Sequence[Track],
+    matching: NDArray[np.float32],
+    plays: sparse.csr_array,
+    *,
+    clusters: int | None = None,
+) -> Iterator[Scorer]:
+    """Give the ablation that ranks by the cosine to the nearest centroid (`clusters=1`: to the one centroid).
+
+    Arguments as in `cat_scorer`.
+    """
+    with _opened(tracks, matching, plays) as (audience, view), TemporaryDirectory(prefix="debut-cat-") as name:
+        listener, row = (axis.astype(np.int64) for axis in sparse.coo_array(plays).coords)
+        ids = [str(u) for u in range(plays.shape[0])]
+        write_audience(Path(name), ids, listener, row, sparse.coo_array(plays).data.astype(np.float32), matching)
+        vectors = np.load(Path(name) / "vectors.npy")
+
+        def score(found: AudienceResult) -> NDArray[np.floating]:
+            nearest = (vectors @ np.stack([one.centroid for one in found.clusters]).T).max(axis=1)
+            return np.where(vectors.any(axis=1), nearest, LAST).astype(np.float32)
+
+        yield _scorer(audience, view, matching, plays.shape[0], clusters, score)
+
+
+@contextmanager
+def _opened(
+    tracks: Sequence[Track], matching: NDArray[np.float32], plays: sparse.csr_array
+) -> Iterator[tuple[Audience, CollectionView]]:
+    """Write collection and audience into a temporary folder and open them."""
     warm = sparse.coo_array(plays)
-    ids = [str(u) for u in range(warm.shape[0])]
     with TemporaryDirectory(prefix="debut-cat-") as name:
         folder = _Folder(Path(name))
         interactions = np.bincount(warm.coords[1], minlength=len(tracks)).astype(np.int32)
@@ -55,19 +93,35 @@ def cat_scorer(
         parts = dict.fromkeys(("audio", "text", "continuation"), absent)
         write_collection(folder.path, tracks, interactions, parts, matching)
         listener, row = (axis.astype(np.int64) for axis in warm.coords)
+        ids = [str(u) for u in range(warm.shape[0])]
         write_audience(folder.path / "audience", ids, listener, row, warm.data.astype(np.float32), matching)
-        audience, view = Audience.open(folder), Collection.open(folder).view()
+        yield Audience.open(folder), Collection.open(folder).view()
 
-        def score(queries: NDArray[np.int64]) -> NDArray[np.floating]:
-            out = np.full((len(queries), len(ids)), LAST, np.float32)
-            for place, query in enumerate(queries):
-                if np.isfinite(matching[query]).all():
-                    found = audience.target(
-                        matching[query], view, clusters=clusters, limit=len(ids), exclude_known=False
+
+def _scorer(
+    audience: Audience,
+    view: CollectionView,
+    matching: NDArray[np.float32],
+    listeners: int,
+    clusters: int | None,
+    score: Callable[[AudienceResult], NDArray[np.floating]],
+) -> Scorer:
+    """Ask for each query's whole audience and turn it into scores of all `listeners`."""
+
+    def scored(queries: NDArray[np.int64]) -> NDArray[np.floating]:
+        out = np.full((len(queries), listeners), LAST, np.float32)
+        for place, query in enumerate(queries):
+            if np.isfinite(matching[query]).all():
+                out[place] = score(
+                    audience.target(
+                        matching[query],
+                        view,
+                        clusters=clusters,
+                        limit=listeners,
+                        exclude_known=False,
+                        min_score=0.0,
                     )
-                    out[place, [int(target.listener_id) for target in found.listeners]] = [
-                        target.score for target in found.listeners
-                    ]
-            return out
+                )
+        return out
 
-        yield score
+    return scored
