@@ -133,6 +133,24 @@ def test_a_field_that_nobody_has_leaves_no_trace() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("noise", [0.0, 1e-6])
+def test_a_field_that_is_the_same_everywhere_is_left_as_it_was(noise: float) -> None:
+    """A catalogue of one artist: there is no variance to whiten by, and rounding must not be blown up to one."""
+    torch.manual_seed(0)
+    pooled = torch.randn(50, 2, 6)
+    pooled[:, 1] = torch.randn(6) + noise * torch.randn(50, 6)
+    head = FieldsHead(6, 12, 2, whitened=True)
+    before = head.heads[1].weight.clone()
+    spread(head, pooled.flatten(1))
+    assert torch.equal(head.heads[1].weight, before)
+    found = head(pooled.flatten(1)).double().numpy()
+    titles = numpy_whitened(pooled[:, 0].double().numpy(), pooled[:, 0].double().numpy(), 6)
+    assert np.abs(found @ found.T - (titles + 1) / 2).max() < 1e-4  # one artist: a cosine of 1
+    another = head(torch.cat([pooled[0, 0], torch.randn(6)])[None]).double().numpy()
+    assert (found[0] @ another[0]) < 0.99
+
+
+@torch.no_grad()
 def test_each_field_is_encoded_as_if_alone(folder: Path) -> None:
     larp = build_larp(config_of(folder, caption="fields", clauses=("title", "artist")), CAPTIONS).eval()
     texts = ["Nacht\nClara Schumann und Robert", "\nRobert", "Der Morgen"]  # the last one has no second line
