@@ -10,7 +10,7 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from index.audio import AudioError, decode
-from index.encoder import Encoder, TrackVectors
+from index.encoder import Encoder, EncoderError, TrackVectors
 from index.errors import DebutError
 from index.features import log_mel
 from index.tracks import Track
@@ -90,11 +90,11 @@ def embed_catalogue(dataset: DataSet, encoder: Encoder, progress: Progress, *, t
 
 
 def _embed(encoder: Encoder, track: Track, path: Path | None) -> TrackVectors | None:
-    text = encoder.caption(track)
     mel = log_mel(decode(path).clips) if path and encoder.hears else None
-    if mel is None and not text:
+    try:
+        return encoder.track(mel, encoder.caption(track), track.lyrics)
+    except EncoderError:  # nothing that places it
         return None
-    return encoder.track(mel, text, track.lyrics)
 
 
 def _report(unreadable: list[str], files: int, progress: Progress) -> None:

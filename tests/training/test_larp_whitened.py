@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from larp_small import STEADY, TINY, stages_of
-from transformers import BertConfig, BertModel
+from tokenizers import Tokenizer, processors
+from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
-from index.encoder import Encoder
+from index.encoder import Encoder, EncoderError
 from index.tracks import Track
 from training.data.clips import ClipCache
 from training.data.dataset import DataSet
@@ -275,6 +276,44 @@ def test_the_service_computes_the_trainers_vectors(
     lyrics = "Fremd bin ich eingezogen,\nfremd zieh' ich wieder aus.\n\nDer Mai"
     words = encoder.track(None, captions[0], lyrics).lyrics
     assert words @ encoder.text([" ".join(lyrics.split())])[0] > 0.9999
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("specials", ["bert", "roberta", "none"])
+@torch.no_grad()
+def test_a_field_without_a_word_piece_is_missing(folder: Path, tmp_path: Path, specials: str, pooling: str) -> None:
+    """A zero-width space is no white space to Python, and nothing to tokenizers: alone, in a batch, in the service."""
+    if specials == "roberta":
+        RobertaModel(RobertaConfig(**SIZES, pad_token_id=0)).save_pretrained(folder)
+    if specials != "bert":
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        frame = processors.RobertaProcessing(("[SEP]", 3), ("[CLS]", 2))
+        nothing = processors.TemplateProcessing(single="$A", special_tokens=[])
+        tokenizer.post_processor = frame if specials == "roberta" else nothing
+        tokenizer.save(str(folder / "tokenizer.json"))
+    torch.manual_seed(0)
+    config = config_of(folder, pooling, caption="fields", clauses=("title", "artist"))
+    larp = build_larp(config, CAPTIONS).eval()
+    export_towers(larp, tmp_path / "encoder")
+    encoder = Encoder.open(tmp_path / "encoder", threads=1)
+    tracks = [
+        Track("a", "Nacht"),
+        Track("b", "\u200b", "Clara"),
+        Track("c", "a " * 200, "Der Morgen"),
+        Track("d", "\u200b"),
+    ]
+    captions = [encoder.caption(track) for track in tracks]
+    expected = larp.encode_text(captions).numpy()
+    assert not expected[3].any()
+    assert np.abs(expected[1, :4]).max() == 0 < np.abs(expected[1, 4:]).min()
+    for count in (1, 2, 33):
+        for first in range(4):
+            asked = (captions[first:] + captions * 10)[:count]
+            assert np.abs(encoder.text(asked) - np.tile(expected, (12, 1))[first:][:count]).max() < 1e-5
+            assert np.abs(larp.encode_text(asked).numpy() - np.tile(expected, (12, 1))[first:][:count]).max() < 1e-5
+    with pytest.raises(EncoderError, match="no title"):
+        encoder.track(None, captions[3], None)
+    assert encoder.track(None, captions[0], "\u200b").lyrics is None
 
 
 # ----- settings -----
