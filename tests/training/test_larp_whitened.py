@@ -326,6 +326,12 @@ def test_a_field_without_a_word_piece_is_missing(folder: Path, tmp_path: Path, s
         ({"fusion": "transformer", "dims": 30}, "dims 30 is no multiple of that"),
         ({"caption": "verse"}, "caption must be one of"),
         ({"freeze": True, "heads": "whitened", "fixed_temperature": True}, "nothing to train"),
+        (
+            {"freeze": True, "heads": "whitened", "fixed_temperature": True, "caption": "fields", "towers": ("audio",)},
+            "nothing to train",
+        ),
+        ({"towers": ("text", "text")}, "each once"),
+        ({"clauses": ("title", "title")}, "each once"),
         ({"heads": "whitened", "spread": False}, "cannot go without spread"),
         ({"heads": "frozen"}, "heads must be one of"),
         ({"positives": "max"}, "positives must be one of"),
