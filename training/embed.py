@@ -90,10 +90,13 @@ def embed_catalogue(dataset: DataSet, encoder: Encoder, progress: Progress, *, t
 
 
 def _embed(encoder: Encoder, track: Track, path: Path | None) -> TrackVectors | None:
+    text = encoder.caption(track)
     mel = log_mel(decode(path).clips) if path and encoder.hears else None
+    if mel is None and not text:
+        return None
     try:
-        return encoder.track(mel, encoder.caption(track), track.lyrics)
-    except EncoderError:  # nothing that places it
+        return encoder.track(mel, text, track.lyrics)
+    except EncoderError:  # a caption without a word piece
         return None
 
 
