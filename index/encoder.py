@@ -154,9 +154,12 @@ class Encoder:
             shape = (len(texts), len(self.clauses), -1)
             texts = split_fields(texts, len(self.clauses))
         encodings = self._tokenizer.encode_batch(texts)
+        nothing = [self.config.pad_token_id]  # without special tokens texts may have no piece at all
         return {
-            "input_ids": np.array([encoding.ids for encoding in encodings], np.int64).reshape(shape),
-            "attention_mask": np.array([encoding.attention_mask for encoding in encodings], np.int64).reshape(shape),
+            "input_ids": np.array([encoding.ids or nothing for encoding in encodings], np.int64).reshape(shape),
+            "attention_mask": np.array([encoding.attention_mask or [0] for encoding in encodings], np.int64).reshape(
+                shape
+            ),
         }
 
     def track(self, log_mel: NDArray[np.float32] | None, caption: str, lyrics: str | None) -> TrackVectors:
@@ -164,7 +167,8 @@ class Encoder:
         its lyrics.
 
         audio = l2(mean over clips); continuation = l2(w audio + (1 - w) text), w the trained `audio_share` (LARP,
-        Eq. 11, where w is 0.5), or the one that is there.
+        Eq. 11, where w is 0.5), or the one that is there. A text without a single word piece, such as a zero-width
+        space, has no vector where fields are read.
         Raises EncoderError when there is neither audio nor a caption that a tower could encode.
         """
         if not self.reads:
@@ -174,8 +178,8 @@ class Encoder:
         audio = l2(self.audio(np.asarray(log_mel)).mean(axis=0)) if heard else None
         texts = [text for text in (caption, lyrics) if text and text.strip()]
         vectors = iter(self.text(texts) if texts else ())
-        text = next(vectors) if caption.strip() else None
-        words = next(vectors) if lyrics else None
+        text = _if_any(next(vectors)) if caption.strip() else None
+        words = _if_any(next(vectors)) if lyrics else None
         if audio is None and not self.reads:
             raise EncoderError("the track has no audio, and this model reads no text")
         if text is None and not self.hears:
@@ -198,6 +202,10 @@ def continuation(
 def l2(vector: NDArray[np.float32]) -> NDArray[np.float32]:
     """The vector at length 1 (one that is zero stays zero)."""
     return (vector / max(float(np.linalg.norm(vector)), 1e-12)).astype(np.float32, copy=False)
+
+
+def _if_any(vector: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    return vector if vector.any() else None
 
 
 def encoder_id(directory: Path) -> str:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from index.audio import AudioError, decode
-from index.encoder import Encoder, TrackVectors
+from index.encoder import Encoder, EncoderError, TrackVectors
 from index.errors import DebutError
 from index.features import log_mel
 from index.tracks import Track
@@ -94,7 +94,10 @@ def _embed(encoder: Encoder, track: Track, path: Path | None) -> TrackVectors | 
     mel = log_mel(decode(path).clips) if path and encoder.hears else None
     if mel is None and not text:
         return None
-    return encoder.track(mel, text, track.lyrics)
+    try:
+        return encoder.track(mel, text, track.lyrics)
+    except EncoderError:  # a caption without a word piece
+        return None
 
 
 def _report(unreadable: list[str], files: int, progress: Progress) -> None:

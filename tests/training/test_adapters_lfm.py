@@ -46,6 +46,16 @@ def test_songs_have_their_names_and_audio_by_either_id(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("interactions", ["events", "counts"])
+def test_users_who_heard_nothing_are_no_source(tmp_path: Path, interactions: str) -> None:
+    """Users of another download than the listening's."""
+    source = write_world(tmp_path / "lfm", random_world(4))
+    (source / "users.tsv").write_text("user_id\n" + "".join(f"{user}\n" for user in range(900_000, 900_100)))
+    with pytest.raises(AdapterError, match="no row of the 22 users"):
+        run(source, tmp_path / "set", interactions=interactions)
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("interactions", ["events", "counts"])
 def test_listens_are_the_plays_of_the_drawn_users(tmp_path: Path, interactions: str) -> None:
     world = random_world(3)
     source = write_world(tmp_path / "lfm", world)

@@ -119,6 +119,10 @@ def test_the_challenge_set_makes_the_test_playlists(tmp_path: Path) -> None:
     assert all(pid < 1000 for split in (TRAIN, VALID) for pid in contents(dataset, split))
     with pytest.raises(AdapterError, match="only 15 playlists have the 20 tracks of a test playlist, not 16"):
         run(source, tmp_path / "set", paper(challenge=path, test_playlists=16))
+    path.write_text('{"playlists": []}', encoding="utf-8")  # ordinary playlists must not take the place of these
+    with pytest.raises(AdapterError, match="holds no playlist within these limits"):
+        run(source, tmp_path / "set", paper(challenge=path))
+    assert contents(dataset, TEST) == test
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from larp_small import STEADY, TINY, stages_of
-from transformers import BertConfig, BertModel
+from tokenizers import Tokenizer, processors
+from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
-from index.encoder import Encoder
+from index.encoder import Encoder, EncoderError
 from index.tracks import Track
 from training.data.clips import ClipCache
 from training.data.dataset import DataSet
@@ -130,6 +131,24 @@ def test_a_field_that_nobody_has_leaves_no_trace() -> None:
     spread(head, pooled.flatten(1))
     assert torch.equal(head(pooled.flatten(1))[:, 4:], torch.zeros(20, 4))
     assert torch.isfinite(head(torch.zeros(1, 12))).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("noise", [0.0, 1e-6])
+def test_a_field_that_is_the_same_everywhere_is_left_as_it_was(noise: float) -> None:
+    """A catalogue of one artist: there is no variance to whiten by, and rounding must not be blown up to one."""
+    torch.manual_seed(0)
+    pooled = torch.randn(50, 2, 6)
+    pooled[:, 1] = torch.randn(6) + noise * torch.randn(50, 6)
+    head = FieldsHead(6, 12, 2, whitened=True)
+    before = head.heads[1].weight.clone()
+    spread(head, pooled.flatten(1))
+    assert torch.equal(head.heads[1].weight, before)
+    found = head(pooled.flatten(1)).double().numpy()
+    titles = numpy_whitened(pooled[:, 0].double().numpy(), pooled[:, 0].double().numpy(), 6)
+    assert np.abs(found @ found.T - (titles + 1) / 2).max() < 1e-4  # one artist: a cosine of 1
+    another = head(torch.cat([pooled[0, 0], torch.randn(6)])[None]).double().numpy()
+    assert (found[0] @ another[0]) < 0.99
 
 
 @torch.no_grad()
@@ -259,6 +278,44 @@ def test_the_service_computes_the_trainers_vectors(
     assert words @ encoder.text([" ".join(lyrics.split())])[0] > 0.9999
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("specials", ["bert", "roberta", "none"])
+@torch.no_grad()
+def test_a_field_without_a_word_piece_is_missing(folder: Path, tmp_path: Path, specials: str, pooling: str) -> None:
+    """A zero-width space is no white space to Python, and nothing to tokenizers: alone, in a batch, in the service."""
+    if specials == "roberta":
+        RobertaModel(RobertaConfig(**SIZES, pad_token_id=0)).save_pretrained(folder)
+    if specials != "bert":
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        frame = processors.RobertaProcessing(("[SEP]", 3), ("[CLS]", 2))
+        nothing = processors.TemplateProcessing(single="$A", special_tokens=[])
+        tokenizer.post_processor = frame if specials == "roberta" else nothing
+        tokenizer.save(str(folder / "tokenizer.json"))
+    torch.manual_seed(0)
+    config = config_of(folder, pooling, caption="fields", clauses=("title", "artist"))
+    larp = build_larp(config, CAPTIONS).eval()
+    export_towers(larp, tmp_path / "encoder")
+    encoder = Encoder.open(tmp_path / "encoder", threads=1)
+    tracks = [
+        Track("a", "Nacht"),
+        Track("b", "\u200b", "Clara"),
+        Track("c", "a " * 200, "Der Morgen"),
+        Track("d", "\u200b"),
+    ]
+    captions = [encoder.caption(track) for track in tracks]
+    expected = larp.encode_text(captions).numpy()
+    assert not expected[3].any()
+    assert np.abs(expected[1, :4]).max() == 0 < np.abs(expected[1, 4:]).min()
+    for count in (1, 2, 33):
+        for first in range(4):
+            asked = (captions[first:] + captions * 10)[:count]
+            assert np.abs(encoder.text(asked) - np.tile(expected, (12, 1))[first:][:count]).max() < 1e-5
+            assert np.abs(larp.encode_text(asked).numpy() - np.tile(expected, (12, 1))[first:][:count]).max() < 1e-5
+    with pytest.raises(EncoderError, match="no title"):
+        encoder.track(None, captions[3], None)
+    assert encoder.track(None, captions[0], "\u200b").lyrics is None
+
+
 # ----- settings -----
 
 
@@ -269,6 +326,12 @@ def test_the_service_computes_the_trainers_vectors(
         ({"fusion": "transformer", "dims": 30}, "dims 30 is no multiple of that"),
         ({"caption": "verse"}, "caption must be one of"),
         ({"freeze": True, "heads": "whitened", "fixed_temperature": True}, "nothing to train"),
+        (
+            {"freeze": True, "heads": "whitened", "fixed_temperature": True, "caption": "fields", "towers": ("audio",)},
+            "nothing to train",
+        ),
+        ({"towers": ("text", "text")}, "each once"),
+        ({"clauses": ("title", "title")}, "each once"),
         ({"heads": "whitened", "spread": False}, "cannot go without spread"),
         ({"heads": "frozen"}, "heads must be one of"),
         ({"positives": "max"}, "positives must be one of"),

@@ -12,10 +12,11 @@ from larp_small import TINY
 from training.data.clips import ClipCache
 from training.data.dataset import DataSet
 from training.evaluation.continuation import ContinuationProtocol
+from training.larp.config import SettingsError, StageConfig
 from training.larp.content import joined
 from training.progress import Progress, Silent
-from training.report.report import Scope, write_report
-from training.report.variants import FULL, PLAIN, RAW, UNTRAINED, Study
+from training.report.report import Report, Scope, write_report
+from training.report.variants import FULL, PLAIN, RAW, UNTRAINED, Study, Variant
 
 SHORT = replace(TINY, freeze=True, stages=tuple(replace(stage, epochs=1) for stage in TINY.stages))
 SCOPE = Scope(ContinuationProtocol(cuts=(3,)), seeds=(1, 2), recommenders=False)
@@ -54,6 +55,7 @@ def test_what_is_trained_is_kept(study: Study, written: Path, tmp_path: Path) ->
 
 def test_variants_part_at_the_last_stage_alone(study: Study) -> None:
     found = study.ablation(SCOPE.seeds)
+    assert {variant.score_name for name, variant in found.items() if name != RAW} == {"R@10"}
     assert found[PLAIN].history[:2] == found[FULL].history[:2] == found["J = 1"].history[:2]
     assert not np.array_equal(found["J = 1"].joined, found["LARP-TTC"].joined)
     for variant in found.values():
@@ -61,6 +63,30 @@ def test_variants_part_at_the_last_stage_alone(study: Study) -> None:
         assert np.allclose(lengths, 1, atol=1e-3)
     full = found[FULL]
     assert np.array_equal(full.joined, joined(full.vectors["audio"], full.vectors["text"], full.share))
+
+
+@pytest.mark.parametrize(("heard", "score_name"), [(False, ""), (True, "R@10")])
+def test_pictures_of_what_there_is_alone(study: Study, tmp_path: Path, heard: bool, score_name: str) -> None:
+    """No test track has audio, no validation scored the epochs: what would show them is left out, not made up."""
+    rng, count = np.random.default_rng(0), len(study.dataset.tracks)
+    vectors = {tower: rng.normal(size=(count, 8)).astype(np.float32) for tower in ("audio", "text")}
+    vectors |= {tower: rows / np.linalg.norm(rows, axis=1, keepdims=True) for tower, rows in vectors.items()}
+    if not heard:
+        vectors["audio"][:] = np.nan
+    history = [("wtc", 0, 1.0), ("wtc", 1, 2.0)]
+    report = Report(study, tmp_path, SCOPE)
+    names = (UNTRAINED, "LARP-WTC", FULL)
+    report._pictures({name: Variant(name, vectors, 0.5, history, score_name) for name in names})
+    text = "\n".join(report.text)
+    assert "Figure 3" in text
+    assert ("t-SNE" in text) == (tmp_path / "modalities.png").exists() == heard
+    assert ("Figure 5" in text) == (tmp_path / "figure-5.png").exists() == bool(score_name)
+
+
+def test_other_stages_than_the_papers_are_refused_before_any_training(study: Study) -> None:
+    single = replace(study, config=replace(SHORT, towers=("text",), stages=(StageConfig(("ttc",), epochs=1),)))
+    with pytest.raises(SettingsError, match="three stages, and these settings have TTC"):
+        single.ablation()
 
 
 def test_other_settings_are_another_study(study: Study, tmp_path: Path) -> None:

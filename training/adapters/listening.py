@@ -68,10 +68,10 @@ def read_interactions(
 ) -> Interactions:
     """Read the rows of `users` (ascending ids) from the events or the counts. Raises AdapterError without any."""
     table = TsvTable(path, _COLUMNS[name], report)
-    blocks = [_of_users(block, users) for block in table.blocks(progress)]
-    rows = pa.concat_tables([block for block in blocks if block.num_rows]) if blocks else None
-    if rows is None or not rows.num_rows:
+    blocks = [block for block in (_of_users(block, users) for block in table.blocks(progress)) if block.num_rows]
+    if not blocks:
         raise AdapterError(f"{path.name} has no row of the {len(users)} users that were drawn", code="import_empty")
+    rows = pa.concat_tables(blocks)
     track = rows["track_id"].to_numpy()
     songs, song = np.unique(track, return_inverse=True)
     user = rows["user"].to_numpy()

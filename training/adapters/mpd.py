@@ -69,6 +69,8 @@ def import_mpd(source: Path, target: Path, options: MpdOptions, progress: Progre
     report.say(progress)
     report.judge()
     collection = trim(collection, options.shortest, options.occurrences).keep_used_tracks()
+    if options.challenge is not None and not (collection.reserved is not None and collection.reserved.any()):
+        raise contradiction(f"{options.challenge.name} holds no playlist within these limits to draw the test from")
     if options.splits == "paper":
         collection = draw_pools(collection, options.pools, np.random.default_rng(options.seed))
     if audio is not None:

@@ -216,8 +216,8 @@ class LarpConfig:
             raise ValueError(f"the transformer fusion has {HEADS} heads: dims {self.dims} is no multiple of that")
         if self.freeze and self.augment.drop_clause:
             raise ValueError("freeze reads one caption a track: it cannot go with drop_clause")
-        fields = len(self.clauses) if self.caption == "fields" else 1
-        if "text" in self.towers and self.dims % fields:
+        fields = len(self.clauses) if self.caption == "fields" and "text" in self.towers else 1
+        if self.dims % fields:
             raise ValueError(f"{fields} fields share the space evenly: dims {self.dims} is no multiple of {fields}")
         if self.freeze and self.heads == "whitened" and self.fixed_temperature and fields == 1:
             raise ValueError("freeze, whitened heads and a fixed temperature leave nothing to train: change one")
@@ -230,8 +230,8 @@ class LarpConfig:
                 raise ValueError(f"{name} must be one of {known}, not {getattr(self, name)!r}")
         for name, known in (("clauses", CLAUSES), ("towers", TOWERS)):
             chosen = getattr(self, name)
-            if set(chosen) - set(known) or not chosen:
-                raise ValueError(f"{name} are some of {known}, not {chosen}")
+            if set(chosen) - set(known) or not chosen or len(set(chosen)) < len(chosen):
+                raise ValueError(f"{name} are some of {known}, each once, not {chosen}")
         if not self.stages:
             raise ValueError("stages must not be empty")
 

@@ -106,9 +106,9 @@ def encode(larp: Larp, name: str, content: Content, rows: Rows) -> Vectors:
 
 
 def joined(audio: Vectors, text: Vectors, share: float) -> Vectors:
-    """l2(share audio + (1 - share) text), f32 [n, dims] each; where one is missing, the other."""
+    """l2(share audio + (1 - share) text), f32 [n, dims] each; where one is missing, the other; zero stays zero."""
     both = np.where(np.isnan(audio), text, np.where(np.isnan(text), audio, share * audio + (1 - share) * text))
-    return both / np.linalg.norm(both, axis=1, keepdims=True)
+    return both / np.maximum(np.linalg.norm(both, axis=1, keepdims=True), 1e-12)
 
 
 def together(vectors: dict[str, Vectors], share: float) -> Vectors:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 RIDGE = 0.1
+_ALIKE = 1e-8  # share of the variance in the mean square, under which outputs differ by rounding alone
 
 
 class Head(nn.Linear):
@@ -75,13 +76,21 @@ def _spread(head: Head, pooled: Tensor) -> None:
     next to nothing, and contrast starts on a plateau. Here the mean goes, and the strongest principal components, as
     many as fit, get unit variance (those that are hardly there less: RIDGE of the mean variance is added), in a random
     basis of the shared space. Even a random encoder's outputs then place captions with common words near one another.
+    Outputs that are all alike (every track by one artist) have no components: the head stays as it was made.
     """
+    if _all_alike(pooled):
+        return
     mean, gains, directions = _principal(pooled)
     kept = min(head.out_features, len(pooled) - 1, len(gains))
     basis, _ = torch.linalg.qr(torch.randn(head.out_features, kept, dtype=torch.float64).to(pooled.device))
     weight = (basis * gains[-kept:]) @ directions.T[-kept:]
     head.weight.copy_(weight)
     head.bias.copy_(-(weight @ mean))
+
+
+def _all_alike(pooled: Tensor) -> bool:
+    exact = pooled.double()
+    return bool(exact.var(0, correction=0).mean() <= _ALIKE * exact.square().mean())
 
 
 def _principal(pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -138,7 +138,7 @@ class TextTower(nn.Module):
         if self.pooling == "cls":
             return states[:, 0]
         there = attention_mask[..., None].to(states.dtype)
-        return (states * there).sum(1) / there.sum(1)
+        return (states * there).sum(1) / there.sum(1).clamp(min=1)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Encode token sequences, as `pooled` takes them."""
@@ -204,8 +204,9 @@ class Larp(nn.Module):
         shape = (len(captions), len(self.clauses), -1) if self.reads_fields else (len(captions), -1)
         texts = split_fields(captions, len(self.clauses)) if self.reads_fields else list(captions)
         encodings = self.tokenizer.encode_batch(texts)
-        ids = torch.tensor([encoding.ids for encoding in encodings], dtype=torch.int64)
-        mask = torch.tensor([encoding.attention_mask for encoding in encodings], dtype=torch.int64)
+        nothing = [self.tokenizer.padding["pad_id"]]  # without special tokens texts may have no piece at all
+        ids = torch.tensor([encoding.ids or nothing for encoding in encodings], dtype=torch.int64)
+        mask = torch.tensor([encoding.attention_mask or [0] for encoding in encodings], dtype=torch.int64)
         return ids.view(shape), mask.view(shape)
 
     def encode_audio(self, log_mel: Tensor) -> Tensor:

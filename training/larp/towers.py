@@ -116,7 +116,7 @@ def assemble(
     """
     max_tokens = config.text.max_tokens
     if text is not None and tokenizer is not None:
-        max_tokens = min(max_tokens, getattr(text.config, "max_position_embeddings", max_tokens))
+        max_tokens = min(max_tokens, _longest(text, max_tokens))
         pad_id = text.config.pad_token_id or 0
         fit_to_batches(tokenizer, max_tokens, tokenizer.id_to_token(pad_id) or PAD, pad_id)
     larp = Larp(
@@ -130,6 +130,14 @@ def assemble(
     if config.audio_share is not None:
         larp.audio_share.fill_(config.audio_share)
     return larp
+
+
+def _longest(encoder: nn.Module, unlimited: int) -> int:
+    """Most word pieces that a text encoder has positions for. RoBERTa and its kin count from behind the pad token's."""
+    table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    positions = int(getattr(encoder.config, "max_position_embeddings", unlimited))
+    return positions if padding is None else positions - padding - 1
 
 
 def _text_tower(encoder: nn.Module, config: LarpConfig, found: str, tokenizer: Tokenizer) -> TextTower:

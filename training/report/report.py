@@ -186,10 +186,10 @@ class Report:
             "![Figure 3](figure-3.png)",
         )
         full = variants[FULL]
-        scorer_name = f"validation R@{self.scope.protocol.cuts[0]}"
-        figures.convergence(full.history, None, scorer_name, self.folder / "figure-5.png")
-        self._add("## Figure 5: convergence over the stages", "![Figure 5](figure-5.png)")
-        if len(full.vectors) == 2:
+        if full.score_name:  # else nothing scored the epochs
+            figures.convergence(full.history, None, _scored(full.score_name), self.folder / "figure-5.png")
+            self._add("## Figure 5: convergence over the stages", "![Figure 5](figure-5.png)")
+        if len(full.vectors) == 2 and _complete(full, self.candidates) > 1:
             both = {name: variants[name].vectors for name in (UNTRAINED, "LARP-WTC", FULL)}
             figures.modalities(both, self.candidates, self.folder / "modalities.png")
             self._add("## Audio and text vectors of the same tracks (t-SNE)", "![t-SNE](modalities.png)")
@@ -238,6 +238,16 @@ def write_report(study: Study, folder: Path, scope: Scope, others: Sequence[Stud
     path = Report(study, folder, scope).write(others)
     progress.say(f"the report is {path}")
     return path
+
+
+def _scored(name: str) -> str:
+    return name if name.startswith("validation") else f"validation {name}"
+
+
+def _complete(variant: Variant, rows: NDArray[np.int64]) -> int:
+    """How many of the tracks have vectors by every tower."""
+    missing = [np.isnan(vectors[rows]).any(1) for vectors in variant.vectors.values()]
+    return int((~np.any(missing, axis=0)).sum())
 
 
 def _named(checkpoint: str | None) -> str:

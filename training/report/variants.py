@@ -14,8 +14,9 @@ from training.data.clips import ClipCache
 from training.data.dataset import DataSet
 from training.folders import replace_folder
 from training.hardware import reproducible
-from training.larp.config import LarpConfig
+from training.larp.config import LOSSES, LarpConfig, SettingsError
 from training.larp.content import BATCH, Content, LiveContent, Vectors, encode, on, together
+from training.larp.corpus import CorpusError
 from training.larp.model import Larp
 from training.larp.training import Run, Trainer, made_from
 from training.loop import FitResult, copy_state
@@ -30,13 +31,15 @@ NOTE = "variant.json"
 class Variant:
     """What one way of training gave: by tower, vectors f32 [N, d] of all tracks (NaN where there are none).
 
-    share: w of l2(w audio + (1 - w) text). history: (stage, epoch, validation score), as it was trained.
+    share: w of l2(w audio + (1 - w) text). history: (stage, epoch, validation score), as it was trained; score_name: of
+    what, "" where there is no validation.
     """
 
     name: str
     vectors: Mapping[str, Vectors]
     share: float
     history: list[tuple[str, int, float]] = field(default_factory=list)
+    score_name: str = ""
 
     @property
     def joined(self) -> Vectors:
@@ -50,7 +53,7 @@ class Variant:
             for tower, vectors in self.vectors.items():
                 np.save(inside / f"{tower}.npy", vectors, allow_pickle=False)
             note = {"name": self.name, "share": self.share, "history": self.history, "towers": [*self.vectors]}
-            (inside / NOTE).write_text(json.dumps(note), "utf-8")
+            (inside / NOTE).write_text(json.dumps(note | {"score_name": self.score_name}), "utf-8")
 
         replace_folder(folder, fill)
 
@@ -59,7 +62,8 @@ class Variant:
         """Read what `save` wrote."""
         note = json.loads((folder / NOTE).read_text("utf-8"))
         vectors = {tower: np.load(folder / f"{tower}.npy", allow_pickle=False) for tower in note["towers"]}
-        return cls(note["name"], vectors, note["share"], [tuple(row) for row in note["history"]])
+        history = [tuple(row) for row in note["history"]]
+        return cls(note["name"], vectors, note["share"], history, note.get("score_name", ""))
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,12 @@ class Study:
     def ablation(self, seeds: tuple[int, ...] = ()) -> dict[str, Variant]:
         """Raw encoders, untrained, after each stage, TPC with and without fusion; by name, in that order.
 
-        `seeds`: further values of J for the last stage, as "J = 5".
+        `seeds`: further values of J for the last stage, as "J = 5". Raises SettingsError for other stages than the
+        paper's three, CorpusError where the later two have nothing to learn from.
         """
+        if [stage.losses for stage in self.config.stages] != [LOSSES[: n + 1] for n in range(len(LOSSES))]:
+            found = ", ".join("+".join(stage.losses).upper() for stage in self.config.stages)
+            raise SettingsError(f"a report compares LARP's three stages, and these settings have {found}: take others")
         last = {PLAIN: {"fusion": "mean"}, FULL: {}} | {f"J = {count}": {"seeds": count} for count in seeds}
         done = self._known([RAW, UNTRAINED, *self._early(), *last])
         if done is None:
@@ -130,6 +138,8 @@ class Study:
 
     def _train_all(self, last: Mapping[str, Mapping[str, Any]]) -> None:
         trainer = self._trainer(self.config)
+        if trainer.corpus.pairs.empty:
+            raise CorpusError("no training playlist has two tracks to learn from: there are no stages to compare")
         Variant(RAW, _raw(trainer.larp, trainer.content, len(self.dataset.tracks)), 0.5).save(self._path(RAW))
         if trainer.validation:
             trainer.validation.score(trainer.larp.eval())  # chooses the audio share
@@ -150,7 +160,8 @@ class Study:
         larp = trainer.pretraining.eval().online
         rows = np.arange(len(self.dataset.tracks))
         vectors = {tower: encode(larp, tower, trainer.content, rows) for tower in larp.names}
-        Variant(name, vectors, larp.audio_share.item(), history).save(self._path(name))
+        score_name = trainer.validation.name if trainer.validation else ""
+        Variant(name, vectors, larp.audio_share.item(), history, score_name).save(self._path(name))
 
     def _path(self, name: str) -> Path:
         key = made_from(self.dataset, self.clips, self.config)
