@@ -140,20 +140,21 @@ def main() -> int:
             config = replace(config, loop=replace(config.loop, lr=RATES.get(name, config.loop.lr)))
             runs[name].append(_kept(keep / f"{name} {seed}.npz", bench, config, Path(scratch) / "bcl"))
             progress.say(f"{name}, seed {seed}: done")
-    core = fixed | {name: _mean(runs[name]) for name in CORE}
-    parts = {name: _mean(found) for name, found in runs.items() if found and name not in CORE}
+    core = fixed | {name: mean_of(runs[name]) for name in CORE}
+    parts = {name: mean_of(found) for name, found in runs.items() if found and name not in CORE}
     print(_table(core | parts, runs))
     print("", _differences(core, core[BCL]), "", _by_popularity(bench, core), sep="\n")
     if parts:
         print(f"\nBCL minus an ablation, seeds 0 to {given.ablate - 1}:\n")
-        print(_differences(parts, _mean(runs[BCL][: given.ablate])))
+        print(_differences(parts, mean_of(runs[BCL][: given.ablate])))
     checks = _claims(bench, core)
     print("", *(f"* {'holds' if holds else 'FAILS'}: {what}" for what, holds in checks), sep="\n")
     print(f"\n{len(bench.test.queries)} queries, {given.seeds} seeds, {(time.monotonic() - began) / 60:.0f} minutes")
     return 0 if all(holds for _, holds in checks) else 1
 
 
-def _mean(runs: Sequence[Figures]) -> Figures:
+def mean_of(runs: Sequence[Figures]) -> Figures:
+    """The mean over runs for each query."""
     return {key: np.mean([run[key] for run in runs], 0) for key in runs[0]}
 
 
@@ -179,7 +180,7 @@ def _table(methods: Mapping[str, Figures], runs: Mapping[str, list[Figures]]) ->
         "|---|---|---|---|---|---|---|",
     ]
     for name, found in methods.items():
-        cells = [_told(bootstrap(found[key])) if key in found else "" for key in KEYS]
+        cells = [told(bootstrap(found[key])) if key in found else "" for key in KEYS]
         weight = f"{found['weight'][0]:.3f}" if "weight" in found else ""
         spread = " / ".join(
             f"{np.std([run[key].mean() for run in runs[name]], ddof=1):.4f}" for key in ("R@50", "prior R@50")
@@ -195,7 +196,7 @@ def _differences(methods: Mapping[str, Figures], bcl: Figures) -> str:
     lines = ["| BCL minus | Recall@50 | NDCG@50 | Recall@50 with prior | NDCG@50 with prior |", "|---|---|---|---|---|"]
     for name, found in methods.items():
         if name != BCL:
-            cells = [_told(paired_difference(bcl[key], found[key]), "+") if key in found else "" for key in KEYS]
+            cells = [told(paired_difference(bcl[key], found[key]), "+") if key in found else "" for key in KEYS]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -222,7 +223,7 @@ def _by_popularity(bench: Bench, methods: Mapping[str, Figures]) -> str:
             for rows in halves.values():
                 levels.append(f"{found[key][rows].mean():.4f}" if key in found else "")
                 gained = paired_difference(methods[BCL][key][rows], found[key][rows]) if key in found else None
-                gains.append(_told(gained, "+") if gained and name != BCL else "")
+                gains.append(told(gained, "+") if gained and name != BCL else "")
         lines.append(f"| {name} | {' | '.join(levels + gains)} |")
     return "\n".join(lines)
 
@@ -230,7 +231,7 @@ def _by_popularity(bench: Bench, methods: Mapping[str, Figures]) -> str:
 def _claims(bench: Bench, methods: Mapping[str, Figures]) -> list[tuple[str, bool]]:
     def above(first: Figures, second: Figures, key: str, what: str) -> tuple[str, bool]:
         found = paired_difference(first[key], second[key])
-        return f"{what}: {_told(found, '+')}", found.low > 0
+        return f"{what}: {told(found, '+')}", found.low > 0
 
     bcl, times = methods[BCL], methods[f"{TFIDF}, times ln(1 + listeners)"]
     return [
@@ -242,7 +243,7 @@ def _claims(bench: Bench, methods: Mapping[str, Figures]) -> list[tuple[str, boo
         above(bcl, methods[SOFTMAX], "prior R@50", f"BCL with prior > {SOFTMAX}, with prior"),
         # Without the prior: a greater weight of it moves hits from the head to the tail, whatever it is added to.
         *(
-            (f"gain over {name} in the tail minus in the head: {_told(found, '+')}", found.low > 0)
+            (f"gain over {name} in the tail minus in the head: {told(found, '+')}", found.low > 0)
             for name in (BPR, FAST, SOFTMAX)
             for found in [_tail_minus_head(bench, bcl["R@50"] - methods[name]["R@50"])]
         ),
@@ -260,7 +261,8 @@ def _tail_minus_head(bench: Bench, gain: NDArray[np.float64]) -> Estimate:
     return Estimate(float(tail.mean() - head.mean()), float(low), float(high))
 
 
-def _told(found: Estimate, sign: str = "") -> str:
+def told(found: Estimate, sign: str = "") -> str:
+    """A figure with its interval."""
     return f"{found.value:{sign}.4f} [{found.low:{sign}.4f}, {found.high:{sign}.4f}]"
 
 
