@@ -69,7 +69,7 @@ class Variant:
 @dataclass(frozen=True)
 class Study:
     """A data set and the settings whose variants are compared. Vectors stay in `folder`, so that a report that is
-    broken off, or written again, trains only what is missing.
+    broken off, or written again, trains only what is missing: the ablation (as a whole), or single settings.
     """
 
     dataset: DataSet
