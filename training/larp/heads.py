@@ -32,8 +32,9 @@ class FieldsHead(nn.Module):
     """The encoder's answers to F fields, one after the other, f32 [B, F * width] -> unit vectors f32 [B, dims].
 
     Each field has a head into a part of the space of its own, f32 [B, dims / F] of length 1, times a learnt weight
-    exp(w), w = 0 at first; the whole is normalised. So a cosine of two tracks is the mean of their fields' cosines, each
-    weighted by exp(2 w), since the weight stands in both vectors. A field whose answer is all zero is missing, and its part of the space is zero.
+    exp(w), w = 0 at first; the whole is normalised. So a cosine of two tracks is the mean of their fields' cosines,
+    each weighted by exp(2 w), since the weight stands in both vectors. A field whose answer is all zero is missing, and
+    its part of the space is zero.
     """
 
     def __init__(self, width: int, dims: int, fields: int, *, whitened: bool = False) -> None:
