@@ -1,6 +1,7 @@
 """Whitened heads and heads of fields: fitted as they say, trained, resumed, saved and exported."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from training.larp.export import export_towers
 from training.larp.heads import RIDGE, FieldsHead, Head, spread
 from training.larp.task import LarpTask
 from training.larp.towers import CheckpointError, build_larp
-from training.larp.training import Run, Trainer, train_larp
+from training.larp.training import Run, Trainer, made_from, train_larp
 from training.larp.vocabulary import train_vocabulary
 from training.progress import Silent
 
@@ -186,6 +187,17 @@ def test_pooling_is_what_the_sentence_encoder_says(folder: Path) -> None:
     note.write_text(json.dumps({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False}))
     with pytest.raises(CheckpointError, match="neither"):
         build_larp(config_of(folder), CAPTIONS)
+
+
+def test_checkpoints_of_one_name_are_told_apart(dataset: DataSet, folder: Path, tmp_path: Path) -> None:
+    other, same = tmp_path / "other/bert", tmp_path / "same/bert"
+    for copy in (other, same):
+        shutil.copytree(folder, copy)
+    torch.manual_seed(2)
+    BertModel(BertConfig(**SIZES)).save_pretrained(other)
+    facts = [made_from(dataset, None, config_of(path)) for path in (folder, same, other)]
+    assert facts[0] == facts[1]
+    assert {name for name in facts[0] if facts[0][name] != facts[2][name]} == {"text checkpoint"}
 
 
 # ----- training -----

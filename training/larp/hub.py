@@ -1,5 +1,6 @@
 """Where a checkpoint lies: in a folder, or under a name of the Hugging Face hub, in its cache or fetched into it."""
 
+import hashlib
 from pathlib import Path
 
 import huggingface_hub
@@ -40,6 +41,17 @@ def checkpoint_folder(checkpoint: str, *more: str) -> Path:
                 "checkpoint"
             )
     return folder
+
+
+def checkpoint_fingerprint(checkpoint: str) -> str:
+    """What tells a checkpoint's settings and weights from all others, whatever its folder is called. Raises
+    CheckpointError.
+    """
+    folder, digest = checkpoint_folder(checkpoint), hashlib.sha256()
+    for name in (CONFIG, WEIGHTS):
+        with (folder / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def _cached(name: str, wanted: tuple[str, ...]) -> Path | None:

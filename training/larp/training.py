@@ -24,6 +24,7 @@ from training.larp.content import BATCH, Content, LiveContent, encode
 from training.larp.corpus import Corpus, CorpusError
 from training.larp.features import FrozenContent
 from training.larp.fitting import evenly, spread_heads
+from training.larp.hub import checkpoint_fingerprint
 from training.larp.model import Larp
 from training.larp.pretraining import Pretraining
 from training.larp.task import LarpTask
@@ -231,7 +232,9 @@ def made_from(dataset: DataSet, clips: ClipCache | None, config: LarpConfig) -> 
     """What a training's outcome depends on, as `Saves` compares it."""
     settings = json.dumps(config.to_json(), sort_keys=True)
     facts = {"settings": hashlib.sha256(settings.encode()).hexdigest()[:16], "data": dataset.fingerprint}
-    return facts | ({"audio": clips.fingerprint} if clips else {})
+    facts |= {"audio": clips.fingerprint} if clips else {}
+    used = {name: getattr(config, name).checkpoint for name in config.towers}
+    return facts | {f"{name} checkpoint": checkpoint_fingerprint(path) for name, path in used.items() if path}
 
 
 def input_statistics(live: LiveContent, rows: np.ndarray, most: int = 512) -> tuple[torch.Tensor, torch.Tensor]:
