@@ -24,6 +24,8 @@ ANSWER = {
         {"listener_id": "bob, the 2nd", "score": 0.9, "cluster": 1},
         {"listener_id": "çelik", "score": -0.1, "cluster": 0},
     ],
+    "reach": 3,
+    "overlaps": [],
     "neighbours": [],
     "release": "20260101T000000-x",
 }
