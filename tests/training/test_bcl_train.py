@@ -313,5 +313,5 @@ def test_the_card_names_the_similarity(tmp_path: Path) -> None:
     config = replace(CONFIG, pairs="swing", loop=replace(CONFIG.loop, epochs=1))
     train(world(), tmp_path, config)
     assert " Swing pairs of " in (tmp_path / "README.md").read_text("utf-8")
-    with pytest.raises(ValueError, match="pairs cannot be 'cosine'"):
+    with pytest.raises(ValueError, match="pairs is one of itemcf, swing, not 'cosine'"):
         replace(CONFIG, pairs="cosine")

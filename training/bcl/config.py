@@ -1,6 +1,7 @@
 """Every choice of a BCL run, typed and checked, saved beside the weights it made."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -99,7 +100,6 @@ class BclConfig:
             "contrastive_temperature",
         ):
             _check(name, getattr(self, name), getattr(self, name) > 0)
-        _check("pairs", self.pairs, self.pairs in get_args(Similarity))
         for name in ("steps", "swing_alpha", "contrastive_weight", "grouping_temperature", "anchor_power"):
             _check(name, getattr(self, name), getattr(self, name) >= 0)
         for name in ("unknown_rate", "dropout"):
@@ -107,7 +107,8 @@ class BclConfig:
         for name in ("items", "correlation_sample", "correlation_batch"):
             _check(name, getattr(self, name), getattr(self, name) >= 4)
         _check("correlation_alpha", self.correlation_alpha, 0 <= self.correlation_alpha <= 1)
-        _check("supervised", self.supervised, self.supervised in ("bpr", "softmax"))
+        _choice("pairs", self.pairs, get_args(Similarity))
+        _choice("supervised", self.supervised, ("bpr", "softmax"))
         known = bool(self.augmentations) and set(self.augmentations) <= set(OPERATORS)
         _check("augmentations", self.augmentations, known)
         wrong = [spec.name for spec in self.fields if spec.kind == "dense" and spec.block != self.field_dims]
@@ -137,6 +138,11 @@ class BclConfig:
 def _check(name: str, value: object, holds: bool) -> None:
     if not holds:
         raise ValueError(f"BclConfig.{name} cannot be {value!r}")
+
+
+def _choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"BclConfig.{name} is one of {', '.join(known)}, not {value!r}")
 
 
 PRESETS: dict[str, BclConfig] = {
