@@ -20,6 +20,7 @@ from training.bcl.config import bcl_preset
 from training.data.dataset import TRAIN, DataSet
 from training.pipeline import Pipeline
 from training.progress import Silent
+from training.saves import SavesError
 from training.workspace import Workspace, WorkspaceError
 
 
@@ -98,3 +99,20 @@ def test_results_of_another_data_set_or_other_towers_are_refused(small_run: Smal
     with pytest.raises(WorkspaceError, match="python -m training evaluate"):
         replace(pipeline, workspace=copied).publish(tmp_path / "releases")
     assert not (tmp_path / "releases").exists()
+
+
+def test_an_unusable_save_of_bcl_stops_the_step_until_it_is_to_begin_anew(small_run: SmallRun, tmp_path: Path) -> None:
+    copied = Workspace(tmp_path / "work")
+    shutil.copytree(small_run.pipeline.workspace.root, copied.root)
+    pipeline, config = replace(small_run.pipeline, workspace=copied), bcl_preset("demo", seed=3)
+    config = replace(config, loop=replace(config.loop, epochs=2))
+    expected = (copied.bcl / "model.safetensors").read_bytes()
+    copied.bcl_saves.mkdir()
+    (copied.bcl_saves / "progress.json").write_text("{", "utf-8")
+    with pytest.raises(SavesError, match="--fresh"):
+        pipeline.train_bcl(config)
+    assert (copied.bcl / "model.safetensors").read_bytes() == expected
+    pipeline.train_bcl(config, fresh=True)
+    assert (copied.bcl / "model.safetensors").read_bytes() == expected
+    assert not copied.bcl_saves.exists()
+    assert [*(copied.board / "bcl").iterdir()]
