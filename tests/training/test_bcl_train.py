@@ -2,6 +2,7 @@
 
 import io
 import json
+import tracemalloc
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from index.tracks import Track
 from training.bcl.checkpoint import bcl_vectors, load_bcl
 from training.bcl.config import BclConfig, BclError
 from training.bcl.fields import choose_fields
-from training.bcl.similarity import listen_matrix
-from training.bcl.task import BclTask
+from training.bcl.similarity import Neighbours, item_cf, listen_matrix
+from training.bcl.task import BclTask, Validation
 from training.bcl.train import told_apart, train_bcl
 from training.data.splits import TEST, TRAIN, VALID
 from training.evaluation.baselines import random_matching
@@ -102,6 +103,41 @@ def test_cold_tracks_find_tracks_with_their_audience(trained):
     assert result.score > 0.25
     assert 60 * 10 < result.pairs <= 60 * 20
     assert result.anchors == 60
+
+
+def test_the_score_is_the_recall_of_a_loop_however_the_queries_are_cut(trained, monkeypatch):
+    place, result, _ = trained
+    listens, train_rows = listen_matrix(place.listens.listener, place.listens.row, (150, 90)), np.arange(60)
+    queries = np.array([89, *range(60, 75)])
+    truth = item_cf(listens, queries, train_rows, top=7, min_common=9)  # some have less than seven, some none
+    recalls = []
+    for q, query in enumerate(queries):
+        if near := set(truth.of(q).tolist()):
+            best = np.argsort(-(result.vectors[train_rows] @ result.vectors[query]))[:10]
+            recalls.append(len(near & set(best.tolist())) / len(near))
+    asked = Validation.of(queries, train_rows, truth)
+    assert 0 < len(recalls) == len(asked.queries) < len(queries)
+    assert asked.recall(result.vectors, 10) == pytest.approx(np.mean(recalls))
+    monkeypatch.setattr("training.evaluation.metrics._BLOCK", 130)  # two queries at once
+    assert asked.recall(result.vectors, 10) == pytest.approx(np.mean(recalls))
+    few = Validation.of(queries, train_rows, truth, most=4)
+    assert few.queries.tolist() == asked.queries[[n * len(recalls) // 4 for n in range(4)]].tolist()
+    assert few.recall(result.vectors, 10) == pytest.approx(np.mean([recalls[n * len(recalls) // 4] for n in range(4)]))
+
+
+def test_a_large_catalogue_is_validated_in_little_memory():
+    """A truth of [Q, C] would be 2 GB here, its scores 8."""
+    queries, candidates = np.arange(40_000), np.arange(40_000, 90_000)
+    truth = Neighbours(np.arange(40_001), candidates[np.arange(40_000)], np.ones(40_000))
+    vectors = np.random.default_rng(0).standard_normal((90_000, 2)).astype(np.float32)
+    tracemalloc.start()
+    asked = Validation.of(queries, candidates, truth, most=200)
+    score = asked.recall(vectors, 50)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(asked.queries) == 200
+    assert 0 <= score < 0.05
+    assert peak < 400e6
 
 
 def test_the_checkpoint_gives_the_same_vectors(trained):

@@ -148,7 +148,7 @@ def _made_from(
         for part in (pairs.anchors, pairs.share, pairs.neighbours.indptr, pairs.neighbours.rows, pairs.negatives):
             data.update(part.tobytes())
     if validation:
-        for part in (validation.queries, validation.candidates, validation.truth):
+        for part in (validation.queries, validation.candidates, validation.truth.indptr, validation.truth.rows):
             data.update(part.tobytes())
     return {"settings": hashlib.sha256(config.to_json().encode()).hexdigest()[:16], "data": data.hexdigest()[:16]}
 
