@@ -18,7 +18,7 @@ from training.bcl.config import BclConfig, BclError
 from training.bcl.fields import choose_fields
 from training.bcl.similarity import Neighbours, item_cf, listen_matrix
 from training.bcl.task import BclTask, Validation
-from training.bcl.train import told_apart, train_bcl
+from training.bcl.train import _supervision, told_apart, train_bcl
 from training.data.splits import TEST, TRAIN, VALID
 from training.evaluation.baselines import random_matching
 from training.evaluation.matching import MatchingProtocol, evaluate_matching, inner_product, matching_task
@@ -183,6 +183,31 @@ def test_the_listens_of_test_tracks_are_not_read(trained, tmp_path):
     assert np.array_equal(found.vectors, result.vectors)
 
 
+def test_nothing_of_a_test_track_changes_what_is_learnt(trained, tmp_path):
+    """Neither its listens nor its content: vocabularies, scales, pairs and views are of the others."""
+    place, _, directory = trained
+    test = np.flatnonzero(place.split == TEST)
+    tracks, audio = list(place.tracks), place.vectors["audio"].copy()
+    for row in test:
+        tracks[row] = Track(f"t{row}", artist="artist 1", language="xx", genres=("new",), attributes={"odd": "x"})
+    audio[test] = np.random.default_rng(1).standard_normal((len(test), 32))
+    train(replace(place, tracks=tracks, vectors={"audio": audio}), tmp_path / "other")
+    changed, same = load_bcl(tmp_path / "other"), load_bcl(directory)
+    assert changed.fields == same.fields
+    assert all(torch.equal(a, b) for a, b in zip(changed.parameters(), same.parameters(), strict=True))
+
+
+def test_the_listens_of_validation_tracks_supervise_nothing(trained):
+    place, _, _ = trained
+    known = place.split[place.listens.row] == TRAIN
+    less = Listens(place.listens.listener_ids, place.listens.listener[known], place.listens.row[known])
+    (pairs, validation), (expected, none) = (_supervision(x, place.split, CONFIG) for x in (place.listens, less))
+    assert validation is not None
+    assert none is None
+    assert np.array_equal(pairs.neighbours.rows, expected.neighbours.rows)
+    assert np.array_equal(pairs.share, expected.share)
+
+
 def test_a_step_depends_on_weights_and_batch_alone(trained):
     place, result, _ = trained
     inputs = {n: torch.from_numpy(a) for n, a in result.model.fields.transform(place.tracks, place.vectors).items()}
@@ -240,8 +265,10 @@ def test_ablations_run(change, tmp_path):
 
 def test_too_little_to_learn_from_is_said(tmp_path):
     place = world()
-    with pytest.raises(BclError, match="4 tracks and a train split"):
-        train(replace(place, split=np.full(90, TEST, np.int8)), tmp_path / "x")
+    for learnt in ([], [TRAIN, TRAIN, VALID], [VALID] * 5):
+        split = np.array(learnt + [TEST] * (90 - len(learnt)), np.int8)
+        with pytest.raises(BclError, match=f"4 tracks in train and valid.* got {len(learnt)} and"):
+            train(replace(place, split=split), tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -81,14 +81,17 @@ def train_bcl(
     tracks are not read. Without co-listening pairs only the contrastive loss trains, and progress says so.
     (Playlists make listeners as well: pass each as one.) The same seed gives the same weights on the same
     machine, whether or not the training was broken off between: one that was goes on from the folder `saves`. `board`:
-    folder of TensorBoard's curves. Raises BclError for fewer than 4 tracks, no train track, or nothing to learn from,
-    SavesError for saves of another training, TrainingError.
+    folder of TensorBoard's curves. Raises BclError for fewer than 4 train and valid tracks, no train track, or nothing
+    to learn from, SavesError for saves of another training, TrainingError.
     """
     began = time.monotonic()
     split = np.asarray(track_split)
     train = np.flatnonzero(split == TRAIN)
-    if len(tracks) < 4 or not len(train):
-        raise BclError(f"BCL needs 4 tracks and a train split, got {len(tracks)} tracks, {len(train)} in train")
+    known = int((split != TEST).sum())
+    if known < FEWEST_ITEMS or not len(train):
+        raise BclError(
+            f"BCL needs {FEWEST_ITEMS} tracks in train and valid, some of them in train; got {known} and {len(train)}"
+        )
     config = choose_fields([tracks[row] for row in train], {n: rows[train] for n, rows in vectors.items()}, config)
     fields = FieldSet.fit(
         config.fields,
