@@ -183,6 +183,18 @@ def test_the_listens_of_test_tracks_are_not_read(trained, tmp_path):
     assert np.array_equal(found.vectors, result.vectors)
 
 
+def test_columns_that_are_named_are_fields_or_said_not_to_be(tmp_path):
+    place, said = world(), io.StringIO()
+    tracks = [replace(t, album=f"album {n // 3}", isrc="X") for n, t in enumerate(place.tracks)]
+    short = replace(CONFIG, loop=replace(CONFIG.loop, epochs=1))
+    train_bcl(
+        tracks, place.vectors, place.listens, place.split, tmp_path, short, Progress(said),
+        further=("album", "isrc", "artist", "mood"),
+    )  # fmt: skip
+    assert [spec.name for spec in load_bcl(tmp_path).fields.of("categorical")] == ["artist", "language", "album"]
+    assert "bcl: isrc, mood left out" in said.getvalue()
+
+
 def test_nothing_of_a_test_track_changes_what_is_learnt(trained, tmp_path):
     """Neither its listens nor its content: vocabularies, scales, pairs and views are of the others."""
     place, _, directory = trained

@@ -70,19 +70,20 @@ def train_bcl(
     config: BclConfig,
     progress: Progress,
     *,
+    further: Sequence[str] = (),
     saves: Path | None = None,
     board: Path | None = None,
     save_every_s: float = 600.0,
 ) -> BclResult:
     """Train BCL and save it in `directory`.
 
-    `vectors` holds LARP's "audio", "text" and "lyrics" vectors, f32 [N, width] with NaN rows where a track
-    has none. Only listens of train tracks supervise; those of valid tracks choose the epoch; those of test
-    tracks are not read. Without co-listening pairs only the contrastive loss trains, and progress says so.
-    (Playlists make listeners as well: pass each as one.) The same seed gives the same weights on the same
-    machine, whether or not the training was broken off between: one that was goes on from the folder `saves`. `board`:
-    folder of TensorBoard's curves. Raises BclError for fewer than 4 train and valid tracks, no train track, or nothing
-    to learn from, SavesError for saves of another training, TrainingError.
+    `vectors` holds LARP's "audio", "text" and "lyrics" vectors, f32 [N, width] with NaN rows where a track has none;
+    `further` columns are fields beyond the usual ones (`choose_fields`). Only listens of train tracks supervise; those
+    of valid tracks choose the epoch; those of test tracks are not read. Without co-listening pairs only the contrastive
+    loss trains, and progress says so. (Playlists make listeners as well: pass each as one.) The same seed gives the
+    same weights on the same machine, whether or not the training was broken off between: one that was goes on from the
+    folder `saves`. `board`: folder of TensorBoard's curves. Raises BclError for fewer than 4 train and valid tracks, no
+    train track, or nothing to learn from, SavesError for saves of another training, TrainingError.
     """
     began = time.monotonic()
     split = np.asarray(track_split)
@@ -92,13 +93,11 @@ def train_bcl(
         raise BclError(
             f"BCL needs {FEWEST_ITEMS} tracks in train and valid, some of them in train; got {known} and {len(train)}"
         )
-    config = choose_fields([tracks[row] for row in train], {n: rows[train] for n, rows in vectors.items()}, config)
-    fields = FieldSet.fit(
-        config.fields,
-        [tracks[row] for row in train],
-        {n: rows[train] for n, rows in vectors.items()},
-        config.min_count,
-    )
+    learnt, known_vectors = [tracks[row] for row in train], {n: rows[train] for n, rows in vectors.items()}
+    config = choose_fields(learnt, known_vectors, config, further)
+    if silent := sorted({*further} - {spec.column for spec in config.fields}):
+        progress.say(f"bcl: {', '.join(silent)} left out: no field, or the same in all train tracks that have it")
+    fields = FieldSet.fit(config.fields, learnt, known_vectors, config.min_count)
     inputs = {name: torch.from_numpy(array) for name, array in fields.transform(tracks, vectors).items()}
     pairs, validation = _supervision(listens, split, config)
     if len(fields.groups) < 2:
