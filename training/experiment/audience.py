@@ -61,8 +61,8 @@ def _document(path: Path) -> tuple[str, list[tuple[str, Member]]]:
         raise ExperimentError(f"{path} cannot be read: {error.strerror or error}") from error
     except json.JSONDecodeError as error:
         raise ExperimentError(f"{path}, line {error.lineno}: is no JSON ({error.msg})") from error
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise ExperimentError(f"{path} is no JSON in UTF-8") from error
+    except (ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, a thousand brackets
+        raise ExperimentError(f"{path} is no JSON in UTF-8 that can be read") from error
     listeners = found.get("listeners") if isinstance(found, dict) else None
     if not isinstance(listeners, list):
         raise ExperimentError(f"{path} holds no list of `listeners`: save an answer of GET /audience")
@@ -79,7 +79,7 @@ def _entry(row: Any, place: str) -> tuple[str, Member]:
 def _finite(value: Any, column: str, place: str) -> float:
     try:
         found = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = math.nan
     if not math.isfinite(found):
         raise ExperimentError(f"{place}: {column} is {str(value)[:40]!r}; a number is needed")

@@ -90,7 +90,8 @@ def mean_differences(
     """Return the difference of the means of two arms, and treated / control - 1, by bootstrap over listeners.
 
     `treated` and `control` [n] hold one whole number a listener. Percentile intervals of `draws` resamples; a
-    resample whose control has nothing has an infinite ratio. All NaN for an empty arm.
+    resample whose control has nothing has an infinite ratio; where the control itself has nothing the ratio has no ends
+    (NaN), because no resample could tell them. All NaN for an empty arm.
     """
     values, arms = _tallied(treated, control)
     sizes = arms.sum(1)
@@ -101,10 +102,9 @@ def mean_differences(
     means = arms @ values / sizes
     ratios = np.divide(t, c, out=np.full(draws, np.inf), where=c > 0) - 1
     difference = Interval(float(means[0] - means[1]), *_ends(t - c))
-    if not means.any():
-        return difference, Interval(math.nan, math.nan, math.nan)
-    ratio = float(means[0] / means[1]) - 1 if means[1] else math.inf
-    return difference, Interval(ratio, *_ends(ratios))
+    if not means[1]:
+        return difference, Interval(math.inf if means[0] else math.nan, math.nan, math.nan)
+    return difference, Interval(float(means[0] / means[1]) - 1, *_ends(ratios))
 
 
 def mean_test(treated: ArrayLike, control: ArrayLike, *, draws: int = DRAWS, seed: int = SEED) -> float:
