@@ -164,7 +164,7 @@ class Collection:
     def add(self, track: Track, vectors: "TrackVectors", matching: ArrayLike, interactions: int | None = None) -> int:
         """Add a track, visible everywhere at once, and return its row; one of the same id is replaced.
 
-        `matching` is f32 [d] of the matching space. Without `interactions`, those of the replaced track stay, else it is cold.
+        `matching` is f32 [d]. Without `interactions`, those of the replaced track stay, else it is cold.
         Raises ValueError, and changes nothing, for an empty track id and for vectors that are not finite unit
         vectors.
         """
