@@ -1,8 +1,8 @@
 """python -m benchmarks.hetrec_audience DATA: CAT against unions and cosines on HetRec last.fm, as Markdown.
 
 DATA as for `benchmarks.hetrec`. All listeners of a cold track are hidden, and all listeners ranked. CAT runs as in the
-service: over the TF-IDF of the tags (128 dimensions), over BCL's trained vectors z (preset "small", five seeds; a figure
-is then the mean over seeds), and over what a release holds, z and content side by side.
+service: over the TF-IDF of the tags (128 dimensions), over BCL's trained vectors z (preset "small", five seeds; each
+figure their mean), and over what a release holds, z and content side by side.
 Intervals are bootstraps over tracks, differences are taken track by track.
 """
 
