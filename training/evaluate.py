@@ -48,7 +48,7 @@ def evaluate(
 ) -> tuple[list[Evaluation], list[str]]:
     """Run every task the data set has a truth for; return the tables and a sentence for each task left out.
 
-    `matched` f32 [N, 128] are the BCL vectors; `clauses` those of the caption: the TF-IDF baseline reads what
+    `matched` f32 [N, d] are the matching vectors; `clauses` those of the caption: the TF-IDF baseline reads what
     the text tower reads.
     """
     tables: list[Evaluation] = []

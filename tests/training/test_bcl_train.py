@@ -153,7 +153,7 @@ def test_the_checkpoint_gives_the_same_vectors(trained):
     assert not loaded.training
     assert loaded.config == result.model.config
     found = bcl_vectors(loaded, place.tracks, place.vectors, batch=7)
-    assert found == pytest.approx(result.vectors, abs=1e-6)
+    assert found == pytest.approx(result.matching, abs=1e-6)
     assert np.linalg.norm(found, axis=1) == pytest.approx(np.ones(90), abs=1e-5)
     card = (directory / "README.md").read_text()
     assert f"{result.score:.4f}" in card

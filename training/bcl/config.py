@@ -12,7 +12,7 @@ from training.bcl.augment import OPERATORS
 from training.bcl.similarity import Similarity
 from training.loop import LoopConfig
 
-FORMAT = 1
+FORMAT = 2
 
 
 class BclError(DebutError):
@@ -32,7 +32,11 @@ class BclConfig:
     hidden: tuple[int, ...] = (512, 256)
     """Widths of the encoder's hidden layers."""
     dims: int = 128
-    """Length of a track's vector."""
+    """Length of a track's trained vector z."""
+    content_dims: int = 128
+    """Length of its content vector c (`training.bcl.content`); 0: a release holds z alone."""
+    content_share: float = 0.5
+    """What c counts in the cosine of two tracks of a release, z the rest."""
     projected: int = 64
     """Length of the vector that the contrastive loss compares."""
     field_dims: int = 32
@@ -100,9 +104,16 @@ class BclConfig:
             "contrastive_temperature",
         ):
             _check(name, getattr(self, name), getattr(self, name) > 0)
-        for name in ("steps", "swing_alpha", "contrastive_weight", "grouping_temperature", "anchor_power"):
+        for name in (
+            "steps",
+            "swing_alpha",
+            "contrastive_weight",
+            "grouping_temperature",
+            "anchor_power",
+            "content_dims",
+        ):
             _check(name, getattr(self, name), getattr(self, name) >= 0)
-        for name in ("unknown_rate", "dropout"):
+        for name in ("unknown_rate", "dropout", "content_share"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1)
         for name in ("items", "correlation_sample", "correlation_batch"):
             _check(name, getattr(self, name), getattr(self, name) >= 4)

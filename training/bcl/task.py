@@ -1,6 +1,6 @@
 """BCL as a task of the training loop: its batches, its loss L = L_s + lambda L_c, its validation."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -164,12 +164,12 @@ class BclTask:
             return float(self.validated)
         return self.validation.recall(self.vectors(), self.config.validation_cut)
 
-    def vectors(self) -> NDArray[np.float32]:
-        """Return the vectors of the whole catalogue as the model stands, f32 [N, dims]."""
+    def vectors(self, encode: Callable[[Inputs], Tensor] | None = None) -> NDArray[np.float32]:
+        """Return the vectors of the whole catalogue as the model stands: z f32 [N, dims], or what `encode` makes."""
         self.model.eval()
         with torch.no_grad():
             parts = [
-                self.model(self._inputs(rows))
+                (encode or self.model)(self._inputs(rows))
                 for rows in np.array_split(np.arange(self.tracks), 1 + self.tracks // 8192)
             ]
         return torch.cat(parts).float().cpu().numpy()

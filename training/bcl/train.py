@@ -45,9 +45,9 @@ class Listens(Protocol):
 class BclResult:
     """What a run gave.
 
-    `score` is the best validation Recall@K (`selected_on` says which K, or why there is none); `pairs` and
-    `anchors` count the supervision; `vectors` f32 [N, dims] are those of all tracks; `correlation` [F, F] is
-    the last C.
+    `score` is the best validation Recall@K of z (`selected_on` says which K, or why there is none); `pairs` and
+    `anchors` count the supervision; of all tracks `vectors` f32 [N, dims] are z, `matching` f32 [N, dims +
+    content_dims] what a release holds; `correlation` [F, F] is the last C.
     """
 
     model: Bcl
@@ -58,6 +58,7 @@ class BclResult:
     pairs: int
     seconds: float
     vectors: NDArray[np.float32]
+    matching: NDArray[np.float32]
     correlation: NDArray[np.float32]
 
 
@@ -108,13 +109,15 @@ def train_bcl(
     with reproducible(config.loop.seed, config.loop.threads):
         # Not even their content is learnt from: a song that is uploaded later will not have been seen either.
         items = told_apart(inputs, np.flatnonzero(split != TEST))
-        task = BclTask(Bcl(fields, config), inputs, pairs, validation, pick_device(config.loop.device), items)
+        model = Bcl(fields, config)
+        model.content.fit(inputs, train, config.loop.seed)
+        task = BclTask(model, inputs, pairs, validation, pick_device(config.loop.device), items)
         kept = Saves(saves, _made_from(config, inputs, pairs, validation, items), save_every_s) if saves else None
         curves = Board(board, kept.position.step if kept and kept.position else 0) if board else None
         fitted = fit(task, config.loop, progress, kept, curves)
         if curves:
             curves.close()
-        found = task.vectors()
+        found, matching = task.vectors(), task.vectors(task.model.matching)
     model = task.model.cpu().eval()
     result = BclResult(
         model,
@@ -127,6 +130,7 @@ def train_bcl(
         len(pairs.neighbours.rows) if pairs else 0,
         time.monotonic() - began,
         found,
+        matching,
         task.tracker.matrix.numpy(),
     )
     save_bcl(model, directory, model_card(result))
@@ -223,7 +227,8 @@ def model_card(result: BclResult) -> str:
     return f"""# BCL matching encoder
 
 Maps a track's content to a unit vector of {config.dims} in which tracks with similar audiences are near
-(Bootstrapping Contrastive Learning, arXiv 2308.02844, written anew from its summary).
+(Bootstrapping Contrastive Learning, arXiv 2308.02844, written anew from its summary), and beside it, in
+{config.content_dims} numbers that count {config.content_share:g} of a cosine, what the track says of itself.
 
 | | |
 |---|---|
