@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from service.routes.audience import as_csv
 from service.schemas import AudienceResponse
 from training.experiment.audience import Member, read_audience
 from training.experiment.plan import TREATMENT, arm_of, make_plan, read_plan, write_plan
@@ -99,6 +100,19 @@ def test_an_answer_of_the_service_and_tables_are_audiences(tmp_path):
     assert read_audience(tmp_path / "a.parquet", "label-0042") == (track, members)
     (tmp_path / "ids.csv").write_text("listener_id\r\nann\r\nbob\r\n")
     assert read_audience(tmp_path / "ids.csv", "t")[1] == [Member("ann"), Member("bob")]
+
+
+def test_the_services_csv_is_an_audience_unless_it_changed_an_id(tmp_path):
+    rows = ANSWER["listeners"]
+    (tmp_path / "a.csv").write_text(as_csv(rows), encoding="utf-8", newline="")
+    found = read_audience(tmp_path / "a.csv", "t")[1]
+    assert [one.listener_id for one in found] == [row["listener_id"] for row in rows]
+    for name in ("=1+1", " @x", "-5", "\tab"):
+        (tmp_path / "a.csv").write_text(as_csv([*rows, {**rows[0], "listener_id": name}]), "utf-8", newline="")
+        with pytest.raises(ExperimentError, match=r"a\.csv, line 5: .* led by an apostrophe.*: use the JSON answer"):
+            read_audience(tmp_path / "a.csv", "t")
+    (tmp_path / "own.csv").write_text("listener_id\n'tis me\n'\n")
+    assert len(read_audience(tmp_path / "own.csv", "t")[1]) == 2
 
 
 def broken(**changes) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 from training.experiment.rows import ExperimentError, Row, read_rows, text
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -24,7 +26,7 @@ def read_audience(path: Path, track_id: str | None) -> tuple[str, list[Member]]:
     JSON (.json) is schemas.AudienceResponse, of which `track_id` and `listeners` are read; anything else a table
     with the column listener_id, and score and cluster if it has them. `track_id` must be given where the file does
     not say it, and must agree where it does. Raises ExperimentError for that, for a broken file, a listener that
-    stands twice, and an audience of fewer than two.
+    stands twice, an id that the service's CSV has led by an apostrophe, and an audience of fewer than two.
     """
     said, entries = _document(path) if path.suffix.lower() == ".json" else (None, _table(path))
     if said is not None and track_id not in (None, said):
@@ -51,7 +53,15 @@ def member(row: Row, place: str) -> Member:
 
 
 def _table(path: Path) -> list[tuple[str, Member]]:
-    return [(place, member(row, place)) for place, row in read_rows(path, ["listener_id"], ["score", "cluster"])]
+    found = [(place, member(row, place)) for place, row in read_rows(path, ["listener_id"], ["score", "cluster"])]
+    for place, one in found:
+        rest = one.listener_id.removeprefix("'")
+        if rest != one.listener_id and (rest.startswith(_FORMULA) or rest.lstrip().startswith(_FORMULA)):
+            raise ExperimentError(
+                f"{place}: {one.listener_id!r} is led by an apostrophe, as the service's CSV does with an id that "
+                "could be a formula, so it is not the id of the events: use the JSON answer"
+            )
+    return found
 
 
 def _document(path: Path) -> tuple[str, list[tuple[str, Member]]]:
