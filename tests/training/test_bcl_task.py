@@ -134,6 +134,16 @@ def test_fields_are_forgotten_in_the_supervised_loss():
         assert made.loss(batch)[1]["bpr"] != pytest.approx(same.loss(batch)[1]["bpr"], abs=1e-4)
 
 
+def test_dropout_too_depends_on_the_batch_alone():
+    made = task(dropout=0.5, correlation_alpha=1.0)
+    batch = batch_of(made)
+    with torch.no_grad():
+        first = made.loss(batch)[1]
+        torch.rand(7)
+        assert made.loss(batch)[1] == first
+        assert made.loss(replace(batch, seed=batch.seed + 1))[1] != first
+
+
 def test_a_state_that_is_taken_back_goes_on_with_the_same_step():
     made = task()
     for batch in made.batches(0):
