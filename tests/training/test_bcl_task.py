@@ -144,6 +144,14 @@ def test_dropout_too_depends_on_the_batch_alone():
         assert made.loss(replace(batch, seed=batch.seed + 1))[1] != first
 
 
+def test_a_step_ends_with_the_temperature_in_its_range():
+    made = task()
+    with torch.no_grad():
+        made.model.log_temperature.fill_(5.0)
+    made.after_step()
+    assert made.model.temperature.item() == pytest.approx(1.0)
+
+
 def test_a_state_that_is_taken_back_goes_on_with_the_same_step():
     made = task()
     for batch in made.batches(0):
