@@ -26,7 +26,8 @@ def choose_fields(tracks: Sequence[Track], vectors: Mapping[str, NDArray[np.floa
     specs = (*_columns(tracks), *_attributes(tracks), *dense)
     if not specs:
         raise BclError(
-            "no track has an artist, language, genre, date, duration or vector: BCL has nothing to read",
+            "no track has an artist, language, genre, date, duration or vector, nor a further column: BCL has nothing to "
+            "read; name the columns of tracks.parquet that describe a track with --fields",
             code="bcl_no_fields",
         )
     return replace(config, fields=specs)
