@@ -1,5 +1,7 @@
 """The content half of a matching vector against its definition in NumPy."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,10 @@ from index.tracks import Track
 from training.bcl.config import BclConfig
 from training.bcl.content import Content
 from training.bcl.model import Bcl
+from training.bcl.share import DEFAULT, choose_share
+from training.data.splits import TEST, TRAIN, VALID
 
-DIMS, TRAIN = 12, np.arange(150)
+DIMS, LEARNT = 12, np.arange(150)
 WORDS = ("categorical", "multi")
 
 
@@ -23,7 +27,7 @@ def read(fields: FieldSet, some: list[Track], rows: dict[str, np.ndarray]) -> di
 def fitted(kinds: tuple[str, ...], n: int = 200, dims: int = DIMS) -> tuple[FieldSet, Content, np.ndarray]:
     fields = FieldSet.fit([spec for kind in kinds for spec in SPECS[kind]], tracks(n), vectors(n))
     content, inputs = Content(fields, dims), read(fields, tracks(n), vectors(n))
-    content.fit(inputs, TRAIN[n > TRAIN], seed=0)
+    content.fit(inputs, LEARNT[n > LEARNT], seed=0)
     return fields, content, content(inputs).numpy()
 
 
@@ -37,7 +41,7 @@ def stated(kinds: tuple[str, ...], n: int = 200) -> np.ndarray:
             + [f"genre={g}" for g in frequent(t, n)] * ("multi" in kinds)
             for t in tracks(n)
         ]
-        words = TfidfVectorizer(analyzer=lambda found: found, binary=True).fit([tokens[i] for i in TRAIN])
+        words = TfidfVectorizer(analyzer=lambda found: found, binary=True).fit([tokens[i] for i in LEARNT])
         parts.append(words.transform(tokens).toarray())
     if "dense" in kinds:
         for rows in vectors(n).values():
@@ -56,7 +60,7 @@ def frequent(track: Track, n: int) -> list[str]:
 def test_it_is_the_analysis_it_says_it_is(kinds: tuple[str, ...]) -> None:
     _, _, found = fitted(kinds)
     x = stated(kinds)
-    right = np.linalg.svd(x[TRAIN], full_matrices=False)[2][:DIMS]
+    right = np.linalg.svd(x[LEARNT], full_matrices=False)[2][:DIMS]
     c = x @ right.T
     length = np.linalg.norm(c, axis=1)
     known = length > 1e-2
@@ -114,7 +118,52 @@ def test_it_is_the_same_each_time_and_learnt_from_the_rows_it_is_given() -> None
     inputs = read(fields, tracks(200), vectors(200))
     changed = {name: array.clone() for name, array in inputs.items()}
     for array in changed.values():
-        array[len(TRAIN) :] = 0
+        array[len(LEARNT) :] = 0
     other = Content(fields, DIMS)
-    other.fit(changed, TRAIN, seed=0)
+    other.fit(changed, LEARNT, seed=0)
     assert all(torch.equal(one, two) for one, two in zip(first.buffers(), other.buffers(), strict=True))
+
+
+@dataclass
+class Heard:
+    """Listens that follow the vectors of one of two spaces."""
+
+    listener_ids: list[str]
+    listener: np.ndarray
+    row: np.ndarray
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("by", ["trained", "content"])
+def test_the_share_is_what_the_validation_listeners_follow(by: str) -> None:
+    seed = 5
+    print("seed", seed)
+    rng = np.random.default_rng(seed)
+    spaces = {name: unit(rng.standard_normal((300, 8))) for name in ("trained", "content")}
+    taste = unit(rng.standard_normal((200, 8)))
+    listener, row = np.nonzero(taste @ spaces[by].T > 0.4)
+    split = np.repeat(np.array([TRAIN, VALID, TEST], np.int8), 100)
+    heard = Heard([str(u) for u in range(200)], listener, row)
+    share, area = choose_share(spaces["trained"], spaces["content"], heard, split)
+    assert share == {"trained": 0.0, "content": 0.75}[by]
+    assert area > 0.8
+    shuffled = Heard(heard.listener_ids, *np.nonzero(taste @ spaces["trained"].T > 0.4))
+    test = split[heard.row] == TEST
+    mixed = Heard(
+        heard.listener_ids,
+        np.concatenate([listener[~test], shuffled.listener[split[shuffled.row] == TEST]]),
+        np.concatenate([row[~test], shuffled.row[split[shuffled.row] == TEST]]),
+    )
+    assert choose_share(spaces["trained"], spaces["content"], mixed, split) == (share, area)  # test is not looked at
+
+
+def test_where_nobody_heard_a_validation_track_there_is_a_default() -> None:
+    rows = unit(np.random.default_rng(0).standard_normal((10, 4)))
+    split = np.array([TRAIN] * 5 + [VALID] * 5, np.int8)
+    nobody = Heard(["u", "v"], np.array([0, 1]), np.array([0, 1]))
+    assert choose_share(rows, rows, nobody, split) == (DEFAULT, None)
+    assert choose_share(rows, rows, None, split) == (DEFAULT, None)
+    assert choose_share(rows, np.zeros_like(rows), nobody, split) == (0.0, None)

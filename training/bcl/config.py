@@ -35,8 +35,9 @@ class BclConfig:
     """Length of a track's trained vector z."""
     content_dims: int = 128
     """Length of its content vector c (`training.bcl.content`); 0: a release holds z alone."""
-    content_share: float = 0.5
-    """What c counts in the cosine of two tracks of a release, z the rest."""
+    content_share: float | None = None
+    """What c counts in the cosine of two tracks of a release, z the rest; None: chosen on validation tracks
+    (`training.bcl.share`)."""
     projected: int = 64
     """Length of the vector that the contrastive loss compares."""
     field_dims: int = 32
@@ -113,8 +114,9 @@ class BclConfig:
             "content_dims",
         ):
             _check(name, getattr(self, name), getattr(self, name) >= 0)
-        for name in ("unknown_rate", "dropout", "content_share"):
+        for name in ("unknown_rate", "dropout"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1)
+        _check("content_share", self.content_share, self.content_share is None or 0 <= self.content_share < 1)
         for name in ("items", "correlation_sample", "correlation_batch"):
             _check(name, getattr(self, name), getattr(self, name) >= 4)
         _check("correlation_alpha", self.correlation_alpha, 0 <= self.correlation_alpha <= 1)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from index.fields import FieldSet, Kind
 from training.bcl.config import BclConfig
 from training.bcl.content import Content
+from training.bcl.share import DEFAULT
 
 Inputs = Mapping[str, Tensor]
 """The arrays of `FieldSet.transform` as tensors, [B, ...] each."""
@@ -103,7 +104,7 @@ class Bcl(nn.Module):
         """
         if not self.config.content_dims:
             return self(inputs)
-        share = self.config.content_share
+        share = DEFAULT if self.config.content_share is None else self.config.content_share
         both = (math.sqrt(1 - share) * self(inputs), math.sqrt(share) * self.content(inputs))
         return F.normalize(torch.cat(both, 1), dim=1)
 

@@ -18,6 +18,7 @@ from training.bcl.checkpoint import save_bcl
 from training.bcl.config import BclConfig, BclError
 from training.bcl.fields import choose_fields
 from training.bcl.model import Bcl, Inputs
+from training.bcl.share import choose_share, joined
 from training.bcl.similarity import Similarity, item_cf, listen_matrix
 from training.bcl.supervision import ItemPairs, item_pairs
 from training.bcl.task import BclTask, Validation
@@ -117,8 +118,10 @@ def train_bcl(
         fitted = fit(task, config.loop, progress, kept, curves)
         if curves:
             curves.close()
-        found, matching = task.vectors(), task.vectors(task.model.matching)
+        found, content = task.vectors(), task.vectors(task.model.content)
     model = task.model.cpu().eval()
+    if config.content_share is None:
+        model.config = replace(config, content_share=_share(found, content, listens, split, config, progress))
     result = BclResult(
         model,
         fitted,
@@ -130,13 +133,27 @@ def train_bcl(
         len(pairs.neighbours.rows) if pairs else 0,
         time.monotonic() - began,
         found,
-        matching,
+        joined(found, content, model.config.content_share),
         task.tracker.matrix.numpy(),
     )
     save_bcl(model, directory, model_card(result))
     if saves:
         remove_folder(saves)
     return result
+
+
+def _share(
+    trained: NDArray[np.float32],
+    content: NDArray[np.float32],
+    listens: Listens | None,
+    split: NDArray[np.int8],
+    config: BclConfig,
+    progress: Progress,
+) -> float:
+    share, area = choose_share(trained, content, listens, split, config.loop.seed)
+    if area is not None:
+        progress.say(f"bcl: content counts {share:g} of a matching vector (AUC of validation audiences {area:.4f})")
+    return share
 
 
 def _made_from(
