@@ -36,8 +36,8 @@ def choose_fields(
     specs = (*(replace(c, name=f"{c.name} column") if c.name in taken else c for c in columns), *dense)
     if not specs:
         raise BclError(
-            "no track has an artist, language, genre, date, duration or vector, nor a further column: BCL has nothing to "
-            "read; name the columns of tracks.parquet that describe a track with --fields",
+            "no track has an artist, language, genre, date, duration or vector, nor a further column: BCL has nothing "
+            "to read; name the columns of tracks.parquet that describe a track with --fields",
             code="bcl_no_fields",
         )
     return replace(config, fields=specs)
