@@ -17,6 +17,7 @@ from training.bcl.checkpoint import bcl_vectors, load_bcl
 from training.bcl.config import BclConfig, BclError
 from training.bcl.fields import choose_fields
 from training.bcl.similarity import Neighbours, item_cf, listen_matrix
+from training.bcl.supervision import item_pairs
 from training.bcl.task import BclTask, Validation
 from training.bcl.train import _supervision, told_apart, train_bcl
 from training.data.splits import TEST, TRAIN, VALID
@@ -219,6 +220,24 @@ def test_the_listens_of_validation_tracks_supervise_nothing(trained):
     assert none is None
     assert np.array_equal(pairs.neighbours.rows, expected.neighbours.rows)
     assert np.array_equal(pairs.share, expected.share)
+    known = place.split[place.listens.row] != TEST
+    without = Listens(place.listens.listener_ids, place.listens.listener[known], place.listens.row[known])
+    same = _supervision(without, place.split, CONFIG)[1]
+    assert same is not None
+    assert np.array_equal(same.truth.rows, validation.truth.rows)
+    assert np.array_equal(same.truth.scores, validation.truth.scores)
+
+
+def test_the_supervision_is_the_one_that_was_asked_for(trained):
+    place, _, _ = trained
+    asked = replace(CONFIG, anchor_power=0.75, neighbours=7, min_common=3, pairs="swing", swing_alpha=4.0)
+    pairs, _ = _supervision(place.listens, place.split, asked)
+    listens = listen_matrix(place.listens.listener, place.listens.row, (150, 90), place.split == TRAIN)
+    expected = item_pairs(listens, np.arange(60), top=7, min_common=3, power=0.75, pairs="swing", alpha=4.0)
+    assert np.array_equal(pairs.share, expected.share)
+    assert np.array_equal(pairs.neighbours.scores, expected.neighbours.scores)
+    uniform = _supervision(place.listens, place.split, replace(asked, anchor_power=0.0))[0].share
+    assert uniform == pytest.approx(np.full(len(uniform), 1 / len(uniform)))
 
 
 def test_a_step_depends_on_weights_and_batch_alone(trained):
