@@ -182,7 +182,7 @@ def bcl(
     from training.bcl.config import bcl_preset
 
     config = bcl_preset(preset, seed=seed, **({} if pairs is None else {"pairs": pairs}))
-    _open(data, work, _names(fields)).train_bcl(config, fresh=fresh)
+    _open(data, work, _names(fields)).train_bcl(config, fresh=fresh, further=_names(fields))
 
 
 @app.command()
