@@ -230,10 +230,10 @@ def test_the_listens_of_validation_tracks_supervise_nothing(trained):
 
 def test_the_supervision_is_the_one_that_was_asked_for(trained):
     place, _, _ = trained
-    asked = replace(CONFIG, anchor_power=0.75, neighbours=7, min_common=3, pairs="swing", swing_alpha=4.0)
+    asked = replace(CONFIG, anchor_power=0.75, neighbours=7, min_common=3, least=0.02, pairs="swing", swing_alpha=4.0)
     pairs, _ = _supervision(place.listens, place.split, asked)
     listens = listen_matrix(place.listens.listener, place.listens.row, (150, 90), place.split == TRAIN)
-    expected = item_pairs(listens, np.arange(60), top=7, min_common=3, power=0.75, pairs="swing", alpha=4.0)
+    expected = item_pairs(listens, np.arange(60), top=7, min_common=3, power=0.75, least=0.02, pairs="swing", alpha=4.0)
     assert np.array_equal(pairs.share, expected.share)
     assert np.array_equal(pairs.neighbours.scores, expected.neighbours.scores)
     uniform = _supervision(place.listens, place.split, replace(asked, anchor_power=0.0))[0].share

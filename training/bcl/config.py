@@ -54,6 +54,8 @@ class BclConfig:
     """alpha of Swing: the larger, the less the listeners' other tracks in common count."""
     min_common: int = 2
     """Listeners that a pair of neighbours must share."""
+    least: float = 0.0
+    """Similarity that a pair of neighbours must have."""
     anchor_power: float = 0.5
     """Anchors are drawn by listeners^power."""
     supervised: str = "bpr"
@@ -112,6 +114,7 @@ class BclConfig:
             "grouping_temperature",
             "anchor_power",
             "content_dims",
+            "least",
         ):
             _check(name, getattr(self, name), getattr(self, name) >= 0)
         for name in ("unknown_rate", "dropout"):

@@ -204,6 +204,7 @@ def _supervision(
         train,
         top=config.neighbours,
         min_common=config.min_common,
+        least=config.least,
         power=config.anchor_power,
         pairs=cast(Similarity, config.pairs),
         alpha=config.swing_alpha,
