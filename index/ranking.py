@@ -1,0 +1,129 @@
+"""From scores to the listeners that are named: roughly for all that are looked at, exactly for those who matter."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.listening import STEPS, Listening
+from index.reach import LISTENERS_AT_ONCE, SHARPNESS, Affinity, Span, blocks
+from index.vectors import Mask, Rows, Vectors, inner_products, slack
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Listeners n that were looked at."""
+
+    listeners: Rows
+    """i64 [n]"""
+    rough: NDArray[np.float64]
+    """[n]: the score lies between rough (1 - doubt) and rough (1 + doubt)."""
+    labels: Rows
+    """i64 [n]: number of the nearest centroid, the smaller of equals."""
+    doubt: float
+
+    def where(self, chosen: Mask | Rows) -> "Survey":
+        """Return the survey of some of the listeners."""
+        return Survey(self.listeners[chosen], self.rough[chosen], self.labels[chosen], self.doubt)
+
+
+def survey(affinity: Affinity, centroids: Vectors, spans: Sequence[Span]) -> Survey:
+    """Look at the placed listeners of `spans`: their scores in float32 products, and nearest of `centroids` f32 [m, d].
+
+    One matrix product a block serves both. Labels are exact: where rounding could decide, float64 does.
+    """
+    listening = affinity.listening
+    directions = np.ascontiguousarray(np.vstack((affinity.query[None], centroids)) / STEPS)
+    unsure = slack(np.vstack((affinity.query[None], centroids)), centroids.shape[1] + 4)
+    parts: list[tuple[Rows, NDArray[np.float64], Rows]] = []
+    decoded = np.empty((LISTENERS_AT_ONCE, len(affinity.query)), dtype=np.float32)
+    for span, listeners in blocks(spans):
+        np.copyto(decoded[: len(listeners)], listening.vectors[span])
+        products = directions @ decoded[: len(listeners)].T
+        labels = _labels(listening, centroids, listeners, products[1:], 2 * float(unsure[1:].max()))
+        cosine = products[0].astype(np.float64)
+        parts.append((listeners, np.exp(SHARPNESS * (cosine - 1)) * affinity.heard(span), labels))
+    if not parts:
+        return Survey(np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64), 0.0)
+    listeners, rough, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Survey(listeners, rough, labels, float(np.expm1(SHARPNESS * unsure[0])) + 2.0**-22)
+
+
+def _labels(
+    listening: Listening, centroids: Vectors, listeners: Rows, similarity: Vectors, doubt: float
+) -> NDArray[np.int64]:
+    """Return the nearest centroid of each listener, given the products f32 [m, n], which may be off by `doubt` / 2."""
+    labels = np.zeros(len(listeners), dtype=np.int64)
+    best, second = similarity[0], np.full(len(listeners), -np.inf, np.float32)
+    for number in range(1, len(centroids)):
+        other = similarity[number]
+        labels[other > best] = number
+        second = np.maximum(second, np.minimum(best, other))
+        best = np.maximum(best, other)
+    close = np.flatnonzero(best - second <= doubt)
+    if len(close):
+        points, everyone = listening.points(listeners[close]), np.arange(len(close))[None]
+        labels[close] = np.stack([inner_products(one[None], points, everyone)[0] for one in centroids]).argmax(axis=0)
+    return labels
+
+
+def ranked(
+    affinity: Affinity, seen: Survey, shares: NDArray[np.float64], limit: int, min_score: float | None
+) -> tuple[Rows, Vectors, Rows, int]:
+    """Name at most `limit` of those `seen`, by quotas: listeners i64, scores f32, labels i64, and how many could be.
+
+    With `min_score`, those who score at least so much. Who is named, and the count, are as if all had been scored
+    exactly: exact scores are taken of everybody for whom the rough one leaves a doubt.
+    """
+    if min_score is not None:
+        seen = seen.where(_passing(affinity, seen, min_score))
+    contenders = seen.where(_contenders(seen, limit))
+    scores = affinity.scores(contenders.listeners)
+    chosen = select(contenders.listeners, scores, contenders.labels, shares, limit)
+    return contenders.listeners[chosen], scores[chosen], contenders.labels[chosen], len(seen.listeners)
+
+
+def _passing(affinity: Affinity, seen: Survey, bar: float) -> Mask:
+    """Return who scores at least `bar`, bool [n]."""
+    passing: Mask = seen.rough * (1 - seen.doubt) >= bar
+    unsure = np.flatnonzero(~passing & (seen.rough * (1 + seen.doubt) >= bar))
+    passing[unsure] = affinity.scores(seen.listeners[unsure]).astype(np.float64) >= bar
+    return passing
+
+
+def _contenders(seen: Survey, limit: int) -> Rows:
+    """Return the places of all that can be among the best `limit` of their label: nobody else is named."""
+    found = []
+    for number in range(int(seen.labels.max(initial=-1)) + 1):
+        mine = np.flatnonzero(seen.labels == number)
+        if len(mine) > limit:
+            rough = seen.rough[mine]
+            least = np.partition(rough, len(mine) - limit)[len(mine) - limit]
+            mine = mine[rough * (1 + seen.doubt) >= least * (1 - seen.doubt)]
+        found.append(mine)
+    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
+
+def quotas(shares: NDArray[np.float64], limit: int) -> Rows:
+    """Share out `limit` places i64 [m] by `shares` [m] (sum 1): largest remainders, the earlier of equals."""
+    exact = shares * limit
+    whole = np.floor(exact + 1e-9).astype(np.int64)
+    order = np.argsort(whole - exact, kind="stable")
+    whole[order[: limit - int(whole.sum())]] += 1
+    return whole
+
+
+def select(candidates: Rows, scores: Vectors, labels: Rows, shares: NDArray[np.float64], limit: int) -> Rows:
+    """Return the places i64 of at most `limit` of `candidates` i64, best score first, then the smaller candidate.
+
+    Each cluster gives the best of its quota by `shares` [m]; where one has too few, the best of all the others
+    fill up.
+    """
+    limit = min(limit, len(candidates))
+    order = np.lexsort((candidates, -scores))
+    taken = np.zeros(len(order), dtype=bool)
+    for number, quota in enumerate(quotas(shares, limit).tolist()):
+        taken[np.flatnonzero(labels[order] == number)[:quota]] = True
+    taken[np.flatnonzero(~taken)[: limit - int(taken.sum())]] = True
+    return np.asarray(order[taken])
