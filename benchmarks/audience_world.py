@@ -1,4 +1,4 @@
-"""A world of listening of any size: power-law tracks and listeners, tastes within genres, and cold tracks to ask for."""
+"""A world of listening of any size: power-law tracks and listeners, tastes within genres, cold tracks to ask for."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -164,7 +164,8 @@ class Audience:
         centroids, labels, mass = _kept(cluster(points, weights, clusters), weights)
         own = int(view.catalogue.origins[row]) if row is not None and 0 <= row < view.catalogue.size else None
         affinity = Affinity.of(listening, wanted[0], members, weights**CORE, own)
-        seen = survey(affinity, centroids, affinity.spans(members, limit, everybody=min_score is not None))
+        spans = affinity.spans(members, limit, everybody=min_score is not None)
+        seen = survey(affinity, centroids, spans, min_score)
         known = listening.listeners_of(own)[0] if own is not None and exclude_known else np.empty(0, np.int32)
         known = known[known < listening.placed]
         if len(known):

@@ -64,7 +64,7 @@ def cluster(points: Points, weights: Weights, count: int | None = None) -> Clust
     products = some @ some.T
     tried = _clustered(products, theirs, list(CHOICES) if count is None else [count])
     if len(tried) > 1:
-        distance = distances(some)
+        distance = distances(products)
         worth = [float(np.average(silhouettes(distance, run.labels), weights=theirs)) for run in tried]
         tried = [tried[int(np.argmax(worth))]]
     centroids = tried[0].shares @ some
@@ -89,8 +89,8 @@ def _clustered(products: Points, weights: Weights, counts: Sequence[int]) -> lis
             _move(run, shares, sums[: len(shares)])
             sums = sums[len(shares) :]
     loss = [float(weights @ (1.0 - run.similarity.max(axis=0))) for run in runs]
-    groups = range(0, len(runs), RESTARTS)
-    return [min(zip(loss[g : g + RESTARTS], runs[g : g + RESTARTS], strict=True), key=lambda one: one[0])[1] for g in groups]
+    firsts = range(0, len(runs), RESTARTS)
+    return [runs[min(range(first, first + RESTARTS), key=loss.__getitem__)] for first in firsts]
 
 
 def _start(products: Points, seeds: Labels) -> _Run:
@@ -141,9 +141,9 @@ def _rounds(points: Points, weights: Weights, centroids: Points) -> Clustering:
     return Clustering(centroids, labels, float(weights @ (1.0 - similarity.max(axis=0))))
 
 
-def distances(points: Points) -> Points:
-    """Return the cosine distances f32 [n, n] between unit `points`."""
-    distance: Points = np.maximum(np.float32(0), np.float32(1) - points @ points.T)
+def distances(products: Points) -> Points:
+    """Return the cosine distances f32 [n, n] between unit points, given their products."""
+    distance: Points = np.maximum(np.float32(0), np.float32(1) - products)
     np.fill_diagonal(distance, 0)
     return distance
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from index.listening import STEPS, Listening
+from index.listening import STEPS
 from index.reach import LISTENERS_AT_ONCE, SHARPNESS, Affinity, Span, blocks
 from index.vectors import Mask, Rows, Vectors, inner_products, slack
 
@@ -28,21 +28,27 @@ class Survey:
         return Survey(self.listeners[chosen], self.rough[chosen], self.labels[chosen], self.doubt)
 
 
-def survey(affinity: Affinity, centroids: Vectors, spans: Sequence[Span]) -> Survey:
-    """Look at the placed listeners of `spans`: their scores in float32 products, and nearest of `centroids` f32 [m, d].
+def survey(affinity: Affinity, centroids: Vectors, spans: Sequence[Span], min_score: float | None = None) -> Survey:
+    """Look at the placed listeners of `spans`, for whom float32 products will do, and name their nearest centroid.
 
-    One matrix product a block serves both. Labels are exact: where rounding could decide, float64 does.
+    `centroids` are f32 [m, d]. With `min_score`, those are left out whose cosine alone shows that they cannot
+    reach it: neither what they heard nor their nearest centroid is looked at.
     """
-    listening = affinity.listening
-    directions = np.ascontiguousarray(np.vstack((affinity.query[None], centroids)) / STEPS)
-    unsure = slack(np.vstack((affinity.query[None], centroids)), centroids.shape[1] + 4)
+    listening, query = affinity.listening, affinity.query
+    unsure = slack(np.vstack((query[None], centroids)), len(query) + 4)
+    least = -np.inf if min_score is None else affinity.least_cosine(min_score) - float(unsure[0])
+    direction, doubt = query / STEPS, 2 * float(unsure[1:].max() * STEPS)
+    decoded = np.empty((LISTENERS_AT_ONCE, len(query)), dtype=np.float32)
     parts: list[tuple[Rows, NDArray[np.float64], Rows]] = []
-    decoded = np.empty((LISTENERS_AT_ONCE, len(affinity.query)), dtype=np.float32)
     for span, listeners in blocks(spans):
-        np.copyto(decoded[: len(listeners)], listening.vectors[span])
-        products = directions @ decoded[: len(listeners)].T
-        labels = _labels(listening, centroids, listeners, products[1:], 2 * float(unsure[1:].max()))
-        cosine = products[0].astype(np.float64)
+        points = decoded[: len(listeners)]
+        np.copyto(points, listening.vectors[span])  # in steps
+        cosine = (points @ direction).astype(np.float64)
+        able = np.flatnonzero(cosine >= least)
+        if len(able) < len(listeners):
+            span = listeners = listeners[able]
+            points, cosine = points[able], cosine[able]
+        labels = _labels(centroids, points, doubt)
         parts.append((listeners, np.exp(SHARPNESS * (cosine - 1)) * affinity.heard(span), labels))
     if not parts:
         return Survey(np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64), 0.0)
@@ -50,21 +56,19 @@ def survey(affinity: Affinity, centroids: Vectors, spans: Sequence[Span]) -> Sur
     return Survey(listeners, rough, labels, float(np.expm1(SHARPNESS * unsure[0])) + 2.0**-22)
 
 
-def _labels(
-    listening: Listening, centroids: Vectors, listeners: Rows, similarity: Vectors, doubt: float
-) -> NDArray[np.int64]:
-    """Return the nearest centroid of each listener, given the products f32 [m, n], which may be off by `doubt` / 2."""
-    labels = np.zeros(len(listeners), dtype=np.int64)
-    best, second = similarity[0], np.full(len(listeners), -np.inf, np.float32)
-    for number in range(1, len(centroids)):
-        other = similarity[number]
+def _labels(centroids: Vectors, points: Vectors, doubt: float) -> Rows:
+    """Return the nearest centroid of `points` f32 [n, d] of any one length; of products within `doubt`, by float64."""
+    labels = np.zeros(len(points), dtype=np.int64)
+    similarity = centroids @ points.T
+    best, second = similarity[0], np.full(len(points), -np.inf, np.float32)
+    for number, other in enumerate(similarity[1:], start=1):
         labels[other > best] = number
         second = np.maximum(second, np.minimum(best, other))
         best = np.maximum(best, other)
     close = np.flatnonzero(best - second <= doubt)
     if len(close):
-        points, everyone = listening.points(listeners[close]), np.arange(len(close))[None]
-        labels[close] = np.stack([inner_products(one[None], points, everyone)[0] for one in centroids]).argmax(axis=0)
+        exact = np.stack([inner_products(one[None], points, close[None])[0] for one in centroids])
+        labels[close] = exact.argmax(axis=0)
     return labels
 
 

@@ -14,9 +14,8 @@ SHARPNESS = 5.0
 FLOOR = 0.05
 """Listening affinity granted to everybody: nobody is lost for having heard only songs that the audience has not."""
 EVERYBODY = 1 << 14
-"""Listeners up to which all are scored; beyond, the neighbours' listeners and the lists nearest to the song."""
-NEAREST = 1 << 15
-"""Listeners of the nearest lists that are scored at least (and at least FOLD times those asked for)."""
+"""Listeners up to which all are scored; beyond, the neighbours' listeners and the lists nearest to the song that hold
+as many (and FOLD times those asked for)."""
 FOLD = 4
 
 LISTENERS_AT_ONCE = 4096
@@ -84,6 +83,13 @@ class Affinity:
         found: NDArray[np.float64] = (FLOOR + means) / (FLOOR + 1)
         return found
 
+    def least_cosine(self, bar: float) -> float:
+        """Return the cosine below which nobody scores `bar`, whatever they heard: h(u) is at most the largest l(t)."""
+        if bar <= 0:
+            return -np.inf
+        most = (FLOOR + float(self.liked.max(initial=0.0)) * (1 + 1e-9)) / (FLOOR + 1)
+        return 1 + float(np.log(bar / most)) / SHARPNESS
+
     def spans(self, members: Rows, limit: int, everybody: bool) -> list[Span]:
         """Return whom to look at, no one twice: all placed listeners, or `members` and the nearest lists."""
         listening = self.listening
@@ -91,7 +97,7 @@ class Affinity:
             return [slice(0, listening.placed)]
         nearest = np.argsort(-(listening.centroids @ self.query), kind="stable")
         sizes = np.diff(listening.lists)
-        many = int(np.searchsorted(np.cumsum(sizes[nearest]), max(NEAREST, FOLD * limit))) + 1
+        many = int(np.searchsorted(np.cumsum(sizes[nearest]), max(EVERYBODY, FOLD * limit))) + 1
         chosen = np.sort(nearest[:many])
         inside = np.zeros(len(sizes), dtype=bool)
         inside[chosen] = True

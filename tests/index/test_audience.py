@@ -275,8 +275,7 @@ def test_listeners_of_a_list_stand_together_with_all_they_heard(tmp_path, rng, m
 
 def test_of_many_listeners_the_neighbours_own_and_the_nearest_lists_are_scored(tmp_path, rng, monkeypatch):
     monkeypatch.setattr(listening_file, "LIST_SIZE", 20)
-    monkeypatch.setattr(reach, "EVERYBODY", 10)
-    monkeypatch.setattr(reach, "NEAREST", 20)
+    monkeypatch.setattr(reach, "EVERYBODY", 20)
     world = World(tmp_path, rng, lists=True)
     listening, members = world.audience._listening, np.sort(rng.choice(300, 40, replace=False))
     affinity = Affinity.of(listening, world.query(), members, np.ones(40), None)
@@ -316,7 +315,7 @@ def test_who_is_named_is_as_if_all_had_been_scored_exactly(world, rng, limit, mi
     seen = survey(affinity, centroids, [slice(0, 100), np.arange(100, 300)])
     np.testing.assert_array_equal(seen.labels, labels)
     assert (np.abs(seen.rough / scores - 1) <= seen.doubt).all()
-    found = ranked(affinity, seen, shares, limit, bar)
+    found = ranked(affinity, survey(affinity, centroids, [slice(0, 300)], bar), shares, limit, bar)
     np.testing.assert_array_equal(found[0], chosen)
     np.testing.assert_array_equal(found[1], scores[chosen])
     np.testing.assert_array_equal(found[2], labels[chosen])
@@ -498,7 +497,7 @@ def test_limits(world):
         world.audience.target(np.ones(31), world.collection)
 
 
-def tiny(tmp_path: Path, rng: np.random.Generator, matching: np.ndarray, pairs, interactions=None, lists=False) -> World:
+def tiny(tmp_path: Path, rng: np.random.Generator, matching, pairs, interactions=None, lists=False) -> World:
     tracks = [Track(f"t{r}") for r in range(len(matching))]
     folder = write_folder(tmp_path, tracks, interactions or [1] * len(matching), rng, matching=matching)
     listener, row = np.array(pairs, dtype=int).reshape(-1, 2).T
