@@ -82,7 +82,7 @@ def ranked(
     """
     if min_score is not None:
         seen = seen.where(_passing(affinity, seen, min_score))
-    contenders = seen.where(_contenders(seen, limit))
+    contenders = seen.where(_contenders(seen, quotas(shares, min(limit, len(seen.listeners))), limit))
     scores = affinity.scores(contenders.listeners)
     chosen = select(contenders.listeners, scores, contenders.labels, shares, limit)
     return contenders.listeners[chosen], scores[chosen], contenders.labels[chosen], len(seen.listeners)
@@ -96,17 +96,23 @@ def _passing(affinity: Affinity, seen: Survey, bar: float) -> Mask:
     return passing
 
 
-def _contenders(seen: Survey, limit: int) -> Rows:
-    """Return the places of all that can be among the best `limit` of their label: nobody else is named."""
-    found = []
-    for number in range(int(seen.labels.max(initial=-1)) + 1):
-        mine = np.flatnonzero(seen.labels == number)
-        if len(mine) > limit:
+def _contenders(seen: Survey, wanted: Rows, limit: int) -> Rows:
+    """Return the places of all who can be among the best of their label: so many as are `wanted` i64 [m] of it.
+
+    Where one label has fewer, others fill up, and then `limit` of each are taken: nobody else is named.
+    """
+    groups = [np.flatnonzero(seen.labels == number) for number in range(len(wanted))]
+    enough = all(len(mine) >= most for mine, most in zip(groups, wanted.tolist(), strict=True))
+    mosts = wanted.tolist() if enough else [limit] * len(groups)
+    found = [np.empty(0, dtype=np.int64)]
+    for mine, most in zip(groups, mosts, strict=True):
+        if 0 < most < len(mine):
             rough = seen.rough[mine]
-            least = np.partition(rough, len(mine) - limit)[len(mine) - limit]
+            least = np.partition(rough, len(mine) - most)[len(mine) - most]
             mine = mine[rough * (1 + seen.doubt) >= least * (1 - seen.doubt)]
-        found.append(mine)
-    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+        if most:
+            found.append(mine)
+    return np.concatenate(found)
 
 
 def quotas(shares: NDArray[np.float64], limit: int) -> Rows:

@@ -510,6 +510,50 @@ def tiny(tmp_path: Path, rng: np.random.Generator, matching, pairs, interactions
     return made
 
 
+def test_one_listener_is_one_cluster_and_whom_to_show_it_to(tmp_path, rng):
+    world = tiny(tmp_path, rng, unit(rng, 3, 8), [(0, 0)])
+    for clusters in (None, 1, 8):
+        result = world.audience.target(world.matching[2], world.collection, clusters=clusters)
+        assert [(c.size, c.mass, c.share, c.listeners) for c in result.clusters] == [(1, 1.0, 1.0, ("u0",))]
+        assert [(t.listener_id, t.cluster) for t in result.listeners] == [("u0", 0)]
+        assert (result.reach, result.overlaps) == (1, ())
+    knows = world.audience.target(world.matching[0], world.collection, row=1, exclude_known=True)
+    assert [t.listener_id for t in knows.listeners] == ["u0"]
+
+
+@pytest.mark.parametrize("clusters", [None, 4])
+@pytest.mark.parametrize("lists", [False, True])
+def test_listeners_who_all_are_the_same_are_one_cluster(tmp_path, rng, monkeypatch, lists, clusters):
+    monkeypatch.setattr(listening_file, "LIST_SIZE", 20)
+    world = tiny(tmp_path, rng, np.tile(unit(rng, 16), (5, 1)), [(u, u % 4) for u in range(600)], lists=lists)
+    result = world.audience.target(world.matching[4], world.collection, row=4, clusters=clusters, limit=600)
+    assert [(c.size, c.mass) for c in result.clusters] == [(600, 1.0)]
+    assert sorted(t.listener_id for t in result.listeners) == sorted(f"u{u}" for u in range(600))
+    assert len({t.score for t in result.listeners}) == 1
+    assert (result.reach, result.overlaps) == (600, ())
+
+
+@pytest.mark.parametrize("ids", [[], ["ann", "bob"]])
+def test_a_release_whose_listeners_heard_nothing_has_no_audience(tmp_path, rng, ids):
+    folder = write_folder(tmp_path, [Track("a")], [1], rng)
+    none = np.empty(0, int)
+    write_audience(tmp_path / "audience", ids, none, none, np.empty(0, np.float32), unit(rng, 1, 8))
+    audience = Audience.open(folder)
+    assert len(audience) == len(ids)
+    with pytest.raises(AudienceError, match=r"listens\.parquet") as caught:
+        audience.target(unit(rng, 8), Collection.open(folder))
+    assert caught.value.code == "audience_missing"
+
+
+def test_neighbours_whose_listeners_have_no_vectors_lend_no_audience(tmp_path, rng):
+    matching = unit(rng, 4, 8)
+    matching[1] = -matching[0]
+    world = tiny(tmp_path, rng, matching, [(0, 0), (0, 1), (1, 2)], interactions=[1, 1, 0, 0])  # u1's track is cold
+    with pytest.raises(AudienceError, match="have no vectors") as caught:
+        world.audience.target(matching[3], world.collection)
+    assert caught.value.code == "audience_no_neighbours"
+
+
 def test_fewer_listeners_than_clusters(tmp_path, rng):
     world = tiny(tmp_path, rng, unit(rng, 3, 8), [(0, 0), (1, 1)])
     for clusters in (None, 8):
