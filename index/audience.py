@@ -165,7 +165,7 @@ class Audience:
         own = int(view.catalogue.origins[row]) if row is not None and 0 <= row < view.catalogue.size else None
         affinity = Affinity.of(listening, wanted[0], members, weights**CORE, own)
         spans = affinity.spans(members, limit, everybody=min_score is not None)
-        seen = survey(affinity, centroids, spans, min_score)
+        seen = survey(affinity, spans, min_score)
         known = listening.listeners_of(own)[0] if own is not None and exclude_known else np.empty(0, np.int32)
         known = known[known < listening.placed]
         if len(known):
@@ -173,7 +173,7 @@ class Audience:
             eligible[known] = False
             seen = seen.where(eligible[seen.listeners])
         shares = mass / mass.sum()
-        listeners, scores, nearest, passing = ranked(affinity, seen, shares, limit, min_score)
+        listeners, scores, nearest, passing = ranked(affinity, centroids, seen, shares, limit, min_score)
         reach = passing if min_score is not None else listening.placed - len(known)
         ids, near = listening.ids, [view.catalogue.track(near).track_id for near in rows.tolist()]
         neighbours = view.matching.vectors(rows)

@@ -14,7 +14,7 @@ from index import listening_file, ranking, reach
 from index.audience import Audience, AudienceError, write_audience
 from index.collection import Collection
 from index.listening import Listening
-from index.ranking import quotas, ranked, select, survey
+from index.ranking import labelled, quotas, ranked, select, survey
 from index.reach import Affinity
 from index.tracks import Track
 
@@ -299,7 +299,7 @@ def test_of_many_listeners_the_neighbours_own_and_the_nearest_lists_are_scored(t
 
 @pytest.mark.parametrize("min_score", [None, 0.0, 0.2, 0.6, 5.0])
 @pytest.mark.parametrize("limit", [1, 17, 150, 1000])
-def test_who_is_named_is_as_if_all_had_been_scored_exactly(world, rng, limit, min_score):
+def test_who_is_named_is_as_if_all_had_been_scored_exactly(world, rng, monkeypatch, limit, min_score):
     listening, shares = world.audience._listening, np.array([0.5, 0.3, 0.2])
     members = np.sort(rng.choice(300, 40, replace=False))
     affinity = Affinity.of(listening, world.query(), members, rng.random(40) + 0.1, None)
@@ -312,10 +312,12 @@ def test_who_is_named_is_as_if_all_had_been_scored_exactly(world, rng, limit, mi
     else:
         bar, kept = None, np.ones(300, bool)
     chosen = all_of_them[kept][select(all_of_them[kept], scores[kept], labels[kept], shares, limit)]
-    seen = survey(affinity, centroids, [slice(0, 100), np.arange(100, 300)])
-    np.testing.assert_array_equal(seen.labels, labels)
+    seen = survey(affinity, [slice(0, 100), np.arange(100, 300)])
+    np.testing.assert_array_equal(labelled(listening, centroids, all_of_them), labels)
     assert (np.abs(seen.rough / scores - 1) <= seen.doubt).all()
-    found = ranked(affinity, survey(affinity, centroids, [slice(0, 300)], bar), shares, limit, bar)
+    monkeypatch.setattr(ranking, "FRONT", 1)
+    monkeypatch.setattr(ranking, "STEP", 2)
+    found = ranked(affinity, centroids, survey(affinity, [slice(0, 300)], bar), shares, limit, bar)
     np.testing.assert_array_equal(found[0], chosen)
     np.testing.assert_array_equal(found[1], scores[chosen])
     np.testing.assert_array_equal(found[2], labels[chosen])
@@ -362,10 +364,9 @@ def test_listeners_between_two_centroids_belong_to_the_first(tmp_path, rng):
     listening = Listening.open(tmp_path / "a")
     first = unit(rng, 128)
     centroids = np.stack([first, first[::-1]])
-    seen = survey(Affinity(listening, first, np.zeros(140)), centroids, [slice(0, 140)])
-    assert (seen.labels[:40] == 0).all()
+    assert (labelled(listening, centroids, np.arange(40)) == 0).all()
     exact = listening.points(slice(40, 140)).astype(np.float64) @ centroids.T
-    np.testing.assert_array_equal(seen.labels[40:], exact.argmax(axis=1))
+    np.testing.assert_array_equal(labelled(listening, centroids, np.arange(40, 140)), exact.argmax(axis=1))
 
 
 @settings(max_examples=100, deadline=None)
