@@ -11,6 +11,8 @@ from index.collection import write_collection
 from index.tracks import Track
 
 GENRES, TASTES_EACH = 40, 10
+SPREAD = 0.8
+"""How far tracks lie from their taste and tastes from their genre, a unit vector each."""
 WITHIN = 0.8
 """Share of a listener's tastes that lie in the genre of the first."""
 COLD = 2_000
@@ -34,15 +36,21 @@ class World:
     plays: NDArray[np.float32]
 
 
-def make(listeners: int, tracks: int, dims: int, seed: int = 0) -> World:
-    """Draw a world of `listeners` who heard about 30 of `tracks` each; vectors of width `dims`."""
+def make(listeners: int, tracks: int, dims: int, *, diffuse: bool = False, seed: int = 0) -> World:
+    """Draw a world of `listeners` who heard about 30 of `tracks` each; vectors of width `dims`.
+
+    In a `diffuse` one tracks lie twice as far from their taste, tastes from their genre, and everybody has four
+    tastes of any genre: vectors say little of who hears what.
+    """
     rng = np.random.default_rng(seed)
-    tastes = _near(rng, np.repeat(_near(rng, np.zeros((GENRES, dims)), 1.0), TASTES_EACH, axis=0), 0.8)
+    spread = 2 * SPREAD if diffuse else SPREAD
+    tastes = _near(rng, np.repeat(_near(rng, np.zeros((GENRES, dims)), 1.0), TASTES_EACH, axis=0), spread)
     taste_of = rng.choice(len(tastes), tracks, p=_power(rng, len(tastes)))
-    matching = _near(rng, tastes[taste_of], 0.8).astype(np.float32)
+    matching = _near(rng, tastes[taste_of], spread).astype(np.float32)
     heard = np.minimum((LEAST_HEARD * (1 + rng.pareto(ACTIVITY, listeners))).astype(np.int64), MOST_HEARD)
     listener = np.repeat(np.arange(listeners), heard)
-    taste = _tastes(rng, listeners, len(tastes))[listener, _slots(rng, listener, listeners)]
+    slots = rng.integers(0, 4, len(listener)) if diffuse else _slots(rng, listener, listeners)
+    taste = _tastes(rng, listeners, len(tastes), 0.0 if diffuse else WITHIN)[listener, slots]
     warm = np.argsort(taste_of[COLD:], kind="stable") + COLD  # by taste, and in it by popularity
     starts = np.searchsorted(taste_of[warm], np.arange(len(tastes) + 1))
     sizes = np.diff(starts)[taste]
@@ -73,12 +81,12 @@ def _power(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
     return shares
 
 
-def _tastes(rng: np.random.Generator, listeners: int, tastes: int) -> NDArray[np.int64]:
-    """Return four tastes [listeners, 4], most of the genre of the first."""
+def _tastes(rng: np.random.Generator, listeners: int, tastes: int, within: float) -> NDArray[np.int64]:
+    """Return four tastes [listeners, 4], the share `within` of them of the genre of the first."""
     found = rng.choice(tastes, (listeners, 4), p=_power(rng, tastes))
     near = found[:, :1] // TASTES_EACH * TASTES_EACH + rng.integers(0, TASTES_EACH, (listeners, 4))
     near[:, 0] = found[:, 0]
-    return np.where(rng.random((listeners, 4)) < WITHIN, near, found)
+    return np.where(rng.random((listeners, 4)) < within, near, found)
 
 
 def _slots(rng: np.random.Generator, listener: NDArray[np.int64], listeners: int) -> NDArray[np.int64]:

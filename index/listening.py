@@ -67,10 +67,7 @@ class Listening:
         if isinstance(listeners, slice):
             bounds = self.offsets[listeners.start : listeners.stop + 1]
             return bounds[1:] - bounds[0], self.rows[bounds[0] : bounds[-1]]
-        starts, counts = self.offsets[listeners], self.offsets[listeners + 1] - self.offsets[listeners]
-        ends = np.cumsum(counts)
-        within = np.arange(int(counts.sum())) + np.repeat(starts - (ends - counts), counts)
-        return ends, self.rows[within]
+        return _gathered(self.offsets, self.rows, listeners)
 
     def listeners_of(self, row: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Return who heard the release's track `row`, and their strengths."""
@@ -78,6 +75,10 @@ class Listening:
             return np.empty(0, np.int32), np.empty(0, np.float32)
         span = slice(int(self.track_offsets[row]), int(self.track_offsets[row + 1]))
         return self.track_listeners[span], self.track_strengths[span]
+
+    def fans(self, rows: Rows) -> NDArray[np.int32]:
+        """Return who heard any of the release's tracks `rows` i64 [n], more than once who heard more than one."""
+        return _gathered(self.track_offsets, self.track_listeners, rows)[1]
 
     @classmethod
     def open(cls, directory: Path) -> "Listening | None":
@@ -119,6 +120,13 @@ ARRAYS: dict[str, type] = {
     "track_strengths": np.float32,
 }
 """The NumPy files of the folder, each NAME.npy."""
+
+
+def _gathered(offsets: NDArray[np.int64], values: NDArray[np.int32], places: Rows) -> tuple[Rows, NDArray[np.int32]]:
+    """Return values[offsets[p] : offsets[p + 1]] of all `places` p, one after the other, and where each ends."""
+    starts, counts = offsets[places], offsets[places + 1] - offsets[places]
+    ends = np.cumsum(counts)
+    return ends, values[np.arange(int(counts.sum())) + np.repeat(starts - (ends - counts), counts)]
 
 
 def _mapped(path: Path, dtype: type) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from index.reach import LISTENERS_AT_ONCE, SHARPNESS, Affinity, Span, blocks
 from index.vectors import Mask, Rows, Vectors, inner_products, slack
 
 FRONT, STEP = 4, 8
-"""Each cluster is given its own among FRONT times the listeners wanted; where one has too few, among STEP times more."""
+"""Clusters are looked for among FRONT times the listeners wanted, then STEP times as many, until all have enough."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ SHARPNESS = 5.0
 FLOOR = 0.05
 """Listening affinity granted to everybody: nobody is lost for having heard only songs that the audience has not."""
 EVERYBODY = 1 << 14
-"""Listeners up to which all are scored; beyond, the neighbours' listeners and the lists nearest to the song that hold
-as many (and FOLD times those asked for)."""
+"""Listeners up to which all are scored. Beyond, those of the neighbours are, those of the tracks that these like most,
+and the lists nearest to the song, so many listens and listeners each (and FOLD times the listeners asked for)."""
 FOLD = 4
 
 LISTENERS_AT_ONCE = 4096
@@ -91,18 +91,33 @@ class Affinity:
         return 1 + float(np.log(bar / most)) / SHARPNESS
 
     def spans(self, members: Rows, limit: int, everybody: bool) -> list[Span]:
-        """Return whom to look at, no one twice: all placed listeners, or `members` and the nearest lists."""
+        """Return whom to look at, no one twice: all placed listeners, or `members` and who else may score high."""
         listening = self.listening
         if everybody or listening.placed <= EVERYBODY:
             return [slice(0, listening.placed)]
-        nearest = np.argsort(-(listening.centroids @ self.query), kind="stable")
-        sizes = np.diff(listening.lists)
-        many = int(np.searchsorted(np.cumsum(sizes[nearest]), max(EVERYBODY, FOLD * limit))) + 1
-        chosen = np.sort(nearest[:many])
-        inside = np.zeros(len(sizes), dtype=bool)
-        inside[chosen] = True
-        others = members[~inside[np.searchsorted(listening.lists, members, side="right") - 1]]
-        return [*(slice(int(listening.lists[n]), int(listening.lists[n + 1])) for n in chosen.tolist()), others]
+        many = max(EVERYBODY, FOLD * limit)
+        lists = self._nearest_lists(many)
+        inside = np.zeros(len(listening.centroids), dtype=bool)
+        inside[lists] = True
+        others = np.union1d(members, listening.fans(self._most_liked(many)))
+        others = others[: np.searchsorted(others, listening.placed)]
+        others = others[~inside[np.searchsorted(listening.lists, others, side="right") - 1]]
+        return [*(slice(int(listening.lists[n]), int(listening.lists[n + 1])) for n in lists.tolist()), others]
+
+    def _nearest_lists(self, many: int) -> Rows:
+        """Return the lists i64 ascending that are nearest to the song and hold `many` listeners."""
+        nearest = np.argsort(-(self.listening.centroids @ self.query), kind="stable")
+        sizes = np.diff(self.listening.lists)[nearest]
+        return np.sort(nearest[: int(np.searchsorted(np.cumsum(sizes), many)) + 1])
+
+    def _most_liked(self, many: int) -> Rows:
+        """Return the rows i64 ascending of the largest l(t) > 0 that were listened to by `many`, all told."""
+        liked = np.flatnonzero(self.liked)
+        if len(liked) > many:  # each was heard by one at least
+            liked = liked[np.argpartition(-self.liked[liked], many)[:many]]
+        liked = liked[np.lexsort((liked, -self.liked[liked]))]
+        heard_by = np.diff(self.listening.track_offsets)[liked]
+        return np.sort(liked[: int(np.searchsorted(np.cumsum(heard_by), many)) + 1])
 
 
 def blocks(spans: Sequence[Span]) -> Iterator[tuple[Span, Rows]]:

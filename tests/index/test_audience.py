@@ -273,7 +273,7 @@ def test_listeners_of_a_list_stand_together_with_all_they_heard(tmp_path, rng, m
         assert (np.diff(listening.listeners_of(row)[0]) > 0).all()
 
 
-def test_of_many_listeners_the_neighbours_own_and_the_nearest_lists_are_scored(tmp_path, rng, monkeypatch):
+def test_of_many_listeners_the_neighbours_own_their_like_and_the_nearest_are_scored(tmp_path, rng, monkeypatch):
     monkeypatch.setattr(listening_file, "LIST_SIZE", 20)
     monkeypatch.setattr(reach, "EVERYBODY", 20)
     world = World(tmp_path, rng, lists=True)
@@ -287,6 +287,11 @@ def test_of_many_listeners_the_neighbours_own_and_the_nearest_lists_are_scored(t
         for number in order.tolist():
             if len(expected) < needed:
                 expected |= set(range(listening.lists[number], listening.lists[number + 1]))
+        listens = 0
+        for row in np.lexsort((np.arange(120), -affinity.liked)).tolist():
+            if listens < needed and affinity.liked[row] > 0:
+                fans = listening.listeners_of(row)[0].tolist()
+                expected, listens = expected | set(fans), listens + len(fans)
         assert set(found.tolist()) == expected | set(members.tolist())
     assert affinity.spans(members, 1, True) == [slice(0, 300)]
     some = world.audience.target(world.query(), world.collection, limit=5)
