@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from index.listening import ARRAYS, STEPS
+from index.reach import EVERYBODY
 
 faiss: Any = untyped_faiss
 
-LISTS_FROM = 1 << 14
+LISTS_FROM = EVERYBODY
 """Listeners from which they are put into lists of like taste; fewer are one list, and all looked at anyway."""
 LIST_SIZE = 1_000
 """Listeners of a list, on average."""

@@ -13,10 +13,11 @@ SHARPNESS = 5.0
 """beta: how much a listener's cosine to the song counts."""
 FLOOR = 0.05
 """Listening affinity granted to everybody: nobody is lost for having heard only songs that the audience has not."""
-EVERYBODY = 1 << 14
-"""Listeners up to which all are scored. Beyond, those of the neighbours are, those of the tracks that these like most,
-and the lists nearest to the song, so many listens and listeners each (and FOLD times the listeners asked for)."""
-FOLD = 4
+EVERYBODY = 1 << 16
+"""Listeners up to which all are scored: about 10 ms. Beyond, those of the neighbours are, those of the tracks that these
+like most, and the lists nearest to the song."""
+SOUGHT, FOLD = 1 << 14, 4
+"""Listens of such tracks, and listeners of such lists, at least, and FOLD times the listeners asked for."""
 
 LISTENERS_AT_ONCE = 4096
 """Their vectors, decoded, stay in the processor's cache."""
@@ -95,7 +96,7 @@ class Affinity:
         listening = self.listening
         if everybody or listening.placed <= EVERYBODY:
             return [slice(0, listening.placed)]
-        many = max(EVERYBODY, FOLD * limit)
+        many = max(SOUGHT, FOLD * limit)
         lists = self._nearest_lists(many)
         inside = np.zeros(len(listening.centroids), dtype=bool)
         inside[lists] = True

@@ -276,6 +276,7 @@ def test_listeners_of_a_list_stand_together_with_all_they_heard(tmp_path, rng, m
 def test_of_many_listeners_the_neighbours_own_their_like_and_the_nearest_are_scored(tmp_path, rng, monkeypatch):
     monkeypatch.setattr(listening_file, "LIST_SIZE", 20)
     monkeypatch.setattr(reach, "EVERYBODY", 20)
+    monkeypatch.setattr(reach, "SOUGHT", 20)
     world = World(tmp_path, rng, lists=True)
     listening, members = world.audience._listening, np.sort(rng.choice(300, 40, replace=False))
     affinity = Affinity.of(listening, world.query(), members, np.ones(40), None)
