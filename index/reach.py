@@ -14,8 +14,8 @@ SHARPNESS = 5.0
 FLOOR = 0.05
 """Listening affinity granted to everybody: nobody is lost for having heard only songs that the audience has not."""
 EVERYBODY = 1 << 16
-"""Listeners up to which all are scored: about 10 ms. Beyond, those of the neighbours are, those of the tracks that these
-like most, and the lists nearest to the song."""
+"""Listeners up to which all are scored, in about 10 ms. Beyond, those of the neighbours are, those of the tracks that
+these like most, and the lists nearest to the song."""
 SOUGHT, FOLD = 1 << 14, 4
 """Listens of such tracks, and listeners of such lists, at least, and FOLD times the listeners asked for."""
 
