@@ -75,11 +75,11 @@ class Affinity:
         return found
 
     def heard(self, listeners: Span) -> NDArray[np.float64]:
-        """Return (FLOOR + r(u)) / (FLOOR + 1) of placed `listeners`: all heard something."""
+        """Return (FLOOR + r(u)) / (FLOOR + 1) of placed `listeners`: each heard something, and nothing else counts."""
         ends, rows = self.listening.histories(listeners)
         if not len(ends):
             return np.empty(0)
-        starts = np.concatenate((ends[:1] * 0, ends[:-1]))
+        starts = np.concatenate(([0], ends[:-1]))
         means = np.add.reduceat(self.liked.take(rows), starts) / (ends - starts)
         found: NDArray[np.float64] = (FLOOR + means) / (FLOOR + 1)
         return found
