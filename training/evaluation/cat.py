@@ -14,6 +14,7 @@ from scipy import sparse
 
 from index.audience import Audience, AudienceResult, write_audience
 from index.collection import Collection, CollectionView, write_collection
+from index.listening import Listening
 from index.tracks import Track
 from training.evaluation.audience import Scorer
 from training.evaluation.vectors import LAST
@@ -71,11 +72,15 @@ def centroid_scorer(
         listener, row = (axis.astype(np.int64) for axis in sparse.coo_array(plays).coords)
         ids = [str(u) for u in range(plays.shape[0])]
         write_audience(Path(name), ids, listener, row, sparse.coo_array(plays).data.astype(np.float32), matching)
-        vectors = np.load(Path(name) / "vectors.npy")
+        listening = Listening.open(Path(name))
+        assert listening is not None
+        placed = slice(0, listening.placed)
+        vectors, places = listening.points(placed), [int(u) for u in listening.ids.to_list()[placed] if u is not None]
 
         def score(found: AudienceResult) -> NDArray[np.floating]:
-            nearest = (vectors @ np.stack([one.centroid for one in found.clusters]).T).max(axis=1)
-            return np.where(vectors.any(axis=1), nearest, LAST).astype(np.float32)
+            out = np.full(len(listening), LAST, np.float32)
+            out[places] = (vectors @ np.stack([one.centroid for one in found.clusters]).T).max(axis=1)
+            return out
 
         yield _scorer(audience, view, matching, plays.shape[0], clusters, score)
 
