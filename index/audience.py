@@ -1,16 +1,17 @@
 """CAT, clustering-based audience targeting: whom to show a track to, and what tastes they fall into."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from index.audience_result import AudienceResult, Cluster, Neighbour, Overlap, Target
 from index.clustering import Clustering, cluster
 from index.collection import Collection, CollectionView
 from index.listening import AudienceError, Listening
 from index.listening_file import write_audience
+from index.prior import popularity, search_with_prior
 from index.ranking import ranked, survey
 from index.reach import Affinity
 from index.vectors import Mask, Rows, Vectors, checked_vectors, inner_products
@@ -49,71 +50,14 @@ class ReleaseFolder(Protocol):
         """Folder of the release."""
 
 
-@dataclass(frozen=True, slots=True)
-class Neighbour:
-    """A warm track near the query, in matching space."""
-
-    track_id: str
-    row: int
-    similarity: float
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """One taste among the listeners of the neighbours."""
-
-    mass: float
-    """Part of the weight of all clustered listeners, from 0 to 1."""
-    share: float
-    """Part of the audience to fill from here: mass over the mass of the clusters that were kept."""
-    size: int
-    """Clustered listeners in it."""
-    tracks: tuple[str, ...]
-    """Ids of the neighbours nearest to the centroid."""
-    listeners: tuple[str, ...]
-    """Ids of its listeners nearest to the centroid."""
-    centroid: Vectors = field(repr=False, compare=False)
-    """f32 [d], unit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A listener to show the track to: score (index.reach.Affinity), and the number of the nearest cluster."""
-
-    listener_id: str
-    score: float
-    cluster: int
-
-
-@dataclass(frozen=True, slots=True)
-class Overlap:
-    """Two clusters, the heavier first, and the part of the clustered listeners' weight that lies between them."""
-
-    clusters: tuple[int, int]
-    share: float
-
-
-@dataclass(frozen=True, slots=True)
-class AudienceResult:
-    """Clusters by falling mass, listeners by falling score, neighbours by falling similarity."""
-
-    clusters: tuple[Cluster, ...]
-    listeners: tuple[Target, ...]
-    neighbours: tuple[Neighbour, ...]
-    overlaps: tuple[Overlap, ...]
-    """Every pair of clusters that somebody lies between."""
-    reach: int
-    """Listeners who may be named and score at least `min_score`, beyond `limit` as well."""
-
-
 class Audience:
     """The listeners of a release; immutable."""
 
     def __init__(self, listening: Listening | None) -> None:
         self._listening = listening
-        self._heard: Mask = np.empty(0, dtype=bool)
+        self._heard: Rows = np.empty(0, dtype=np.int64)  # by how many listeners, each of the release's tracks
         if listening is not None:
-            self._heard = np.diff(listening.track_offsets) > 0
+            self._heard = np.diff(listening.track_offsets)
 
     @classmethod
     def open(cls, release: ReleaseFolder) -> "Audience":
@@ -133,10 +77,12 @@ class Audience:
         limit: int = 100,
         exclude_known: bool = True,
         min_score: float | None = None,
+        prior: float = 0.0,
     ) -> AudienceResult:
         """Return whom to show a track with matching vector `query` f32 [d], unit (bcl.md, CAT).
 
-        R: the NEIGHBOURS nearest tracks with listeners, weights softmax(similarity / TEMPERATURE). U0: their
+        R: the NEIGHBOURS nearest tracks with listeners (by similarity + `prior` x ln(1 + listeners), see
+        index.prior), weights softmax(similarity / TEMPERATURE). U0: their
         listeners, weight = sum of track weight x play strength / sqrt(|I_u|), the CAP heaviest. Centroids:
         weighted spherical k-means of U0 into `clusters` (None: 3 to 8, by silhouette), those under LEAST_MASS
         dropped. Scores: index.reach.Affinity, with a = weights^CORE.
@@ -148,7 +94,7 @@ class Audience:
         hardly tell who hears what. Scores are the same either way. `row` is the track's own, if it has one: it is
         then no neighbour of itself, and with `exclude_known` nobody who played it is named. Raises AudienceError:
         audience_missing without listening data, audience_no_neighbours when no track of the collection has
-        listeners; ValueError for limit or clusters < 1 and for a query that is no finite unit vector.
+        listeners; ValueError for limit or clusters < 1, prior < 0, and a query that is no finite unit vector.
         """
         if limit < 1 or (clusters is not None and clusters < 1):
             raise ValueError(f"limit and clusters must be at least 1, not {limit} and {clusters}")
@@ -160,7 +106,7 @@ class Audience:
                 "this release has no listeners: train it on a data set with listens.parquet",
                 code="audience_missing",
             )
-        rows, similarities = self._neighbours(wanted, view, row)
+        rows, similarities = self._neighbours(wanted, view, row, prior)
         members, weights = self._members(listening, view.catalogue.origins[rows], similarities)
         points = listening.points(members)
         centroids, labels, mass = _kept(cluster(points, weights, clusters), weights)
@@ -204,22 +150,29 @@ class Audience:
         known = listening.listeners_of(own if own is not None else -1)[0]
         return known[known < listening.placed]
 
-    def _neighbours(self, query: Vectors, view: CollectionView, row: int | None) -> tuple[Rows, Vectors]:
+    def _neighbours(self, query: Vectors, view: CollectionView, row: int | None, weight: float) -> tuple[Rows, Vectors]:
         """R: rows i64 and similarities f32 of the nearest warm tracks that have listeners, but not `row`."""
         origins = view.catalogue.origins
         warm = (view.catalogue.interactions > 0) & (origins >= 0) & (origins < len(self._heard))
-        warm[warm] = self._heard[origins[warm]]
+        warm[warm] = self._heard[origins[warm]] > 0
         if row is not None and 0 <= row < len(warm):
             warm[row] = False
-        similarities, rows = view.matching.search(query, NEIGHBOURS, warm)
-        found = rows[0] >= 0
+        if weight:
+            prior = np.zeros(len(warm))
+            prior[warm] = popularity(self._heard[origins[warm]])
+            _, similarities, rows = search_with_prior(view.matching, query, NEIGHBOURS, prior, weight, warm)
+            order = np.lexsort((rows, -similarities))
+            similarities, rows = similarities[order], rows[order]
+        else:
+            similarities, rows = (answer[0] for answer in view.matching.search(query, NEIGHBOURS, warm))
+        found = rows >= 0
         if not found.any():
             raise AudienceError(
                 "no track here has listeners, so none can lend its audience: train on a data set whose "
                 "listens.parquet names tracks of tracks.parquet",
                 code="audience_no_neighbours",
             )
-        return rows[0][found], similarities[0][found]
+        return rows[found], similarities[found]
 
     def _members(self, listening: Listening, origins: Rows, similarities: Vectors) -> tuple[Rows, NDArray[np.float64]]:
         """U0: listeners i64 of the neighbours, the CAP heaviest of them by place, and their weights."""

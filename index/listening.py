@@ -40,6 +40,8 @@ class Listening:
     """i64 [L + 1]: list l holds the listeners from lists[l] to lists[l + 1]."""
     centroids: NDArray[np.float32]
     """f32 [L, d], unit."""
+    activity: NDArray[np.float32]
+    """f32 [U]: the number of tracks they heard, to a power that training chose."""
     offsets: NDArray[np.int64]
     """i64 [U + 1]: listener u heard rows[offsets[u] : offsets[u + 1]], ascending."""
     rows: NDArray[np.int32]
@@ -101,6 +103,7 @@ class Listening:
             and self.vectors.shape[1] == self.centroids.shape[1]
             and len(self.vectors) == listeners == len(self.offsets) - 1
             and len(self.centroids) == len(self.lists) - 1
+            and len(self.activity) == listeners
             and self.placed <= listeners
             and len(self.track_listeners) == len(self.track_strengths) == pairs
             and int(self.offsets[-1]) == int(self.track_offsets[-1]) == pairs
@@ -113,6 +116,7 @@ ARRAYS: dict[str, type] = {
     "vectors": np.int16,
     "lists": np.int64,
     "centroids": np.float32,
+    "activity": np.float32,
     "offsets": np.int64,
     "rows": np.int32,
     "track_offsets": np.int64,

@@ -24,6 +24,8 @@ TRAINED_ON = 64
 """Listeners a list's centroid is learnt from, on average; FAISS wants 39 at least."""
 LIST_ROUNDS = 10
 SEED = 20230804
+ACTIVITY = 0.25
+"""Power of a listener's number of tracks in their score, where training had nothing to choose it by."""
 
 _ENTRIES_AT_ONCE = 8_000
 _LISTENERS_AT_ONCE = 50_000
@@ -37,12 +39,14 @@ def write_audience(
     plays: NDArray[np.float32],
     matching: NDArray[np.float32],
     *,
+    activity: float = ACTIVITY,
     lists_from: int = LISTS_FROM,
 ) -> None:
     """Write audience/ from n pairs: `listener` i64 [n] (places in `listener_ids`) heard `row` i64 [n].
 
     `plays` f32 [n] are summed over repeated pairs; pairs without plays are left out. `matching` is f32 [N,
-    d], NaN or zero where a track has no vector. The folder has the listeners in an order of its own (see
+    d], NaN or zero where a track has no vector. A listener who heard n tracks has n^activity in their score (see
+    index.reach.Affinity). The folder has the listeners in an order of its own (see
     Listening). Raises ValueError for arrays that do not fit together.
     """
     matching = np.nan_to_num(np.asarray(matching, dtype=np.float32))
@@ -60,6 +64,7 @@ def write_audience(
         "vectors": vectors[order],
         "lists": lists,
         "centroids": centroids,
+        "activity": np.diff(offsets).astype(np.float64) ** activity,
         "offsets": offsets,
         "rows": row,
         "track_offsets": np.concatenate(([0], np.cumsum(np.bincount(row, minlength=len(matching))))),

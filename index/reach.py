@@ -36,11 +36,13 @@ class Affinity:
         l(t) = sum_{v in U_t} a(v) / |U_t|               what the listeners of t weigh, on average
         h(u) = mean_{t in I_u} l(t)                      the same over what u heard
         r(u) = h(u) / sum_v a(v) h(v)                    1: as the neighbours' own listeners
-        score(u) = exp(SHARPNESS (cos(q, rep(u)) - 1)) (FLOOR + r(u)) / (FLOOR + 1)
+        e(u) = |I_u|^activity / sum_v a(v) |I_v|^activity
+        score(u) = exp(SHARPNESS (cos(q, rep(u)) - 1)) e(u) (FLOOR + r(u)) / (FLOOR + 1)
 
-    The first factor is the cosine baseline; the second walks song -> neighbours -> listeners -> what they hear
-    -> who else hears it, and tells apart the many listeners that content alone finds equally near. A score of 1
-    is a listener whose vector is the song's and who hears what the neighbours' audience hears.
+    The first factor is the cosine baseline. The last walks song -> neighbours -> listeners -> what they hear -> who
+    else hears it, and tells apart the many listeners that content alone finds equally near. Between them stands how
+    much somebody listens at all: who hears more hears this song sooner. A score of 1 is a listener whose vector is
+    the song's and who hears what the neighbours' audience hears, and as much.
     """
 
     listening: Listening
@@ -48,6 +50,8 @@ class Affinity:
     """f32 [d], unit: q."""
     liked: NDArray[np.float64]
     """[N]: l(t) / sum_v a(v) h(v)."""
+    usual: float
+    """sum_v a(v) |I_v|^activity"""
 
     @classmethod
     def of(
@@ -62,7 +66,8 @@ class Affinity:
         if own is not None and 0 <= own < len(liked):
             liked[own] = 0.0
         usual = float(share @ (np.add.reduceat(liked[rows], ends - counts) / counts))
-        return cls(listening, query, liked / usual if usual > 0 else liked)
+        activity = float(share @ listening.activity[members].astype(np.float64))
+        return cls(listening, query, liked / usual if usual > 0 else liked, activity)
 
     def scores(self, listeners: Rows) -> Vectors:
         """Return score(u) f32 of placed `listeners` i64 [n], each a function of the listener alone."""
@@ -75,20 +80,22 @@ class Affinity:
         return found
 
     def heard(self, listeners: Span) -> NDArray[np.float64]:
-        """Return (FLOOR + r(u)) / (FLOOR + 1) of placed `listeners`: each heard something, and nothing else counts."""
+        """Return e(u) (FLOOR + r(u)) / (FLOOR + 1) of placed `listeners`: all heard something."""
         ends, rows = self.listening.histories(listeners)
         if not len(ends):
             return np.empty(0)
         starts = np.concatenate(([0], ends[:-1]))
         means = np.add.reduceat(self.liked.take(rows), starts) / (ends - starts)
-        found: NDArray[np.float64] = (FLOOR + means) / (FLOOR + 1)
+        eager = self.listening.activity[listeners].astype(np.float64) / self.usual
+        found: NDArray[np.float64] = eager * (FLOOR + means) / (FLOOR + 1)
         return found
 
     def least_cosine(self, bar: float) -> float:
         """Return the cosine below which nobody scores `bar`, whatever they heard: h(u) is at most the largest l(t)."""
         if bar <= 0:
             return -np.inf
-        most = (FLOOR + float(self.liked.max(initial=0.0)) * (1 + 1e-9)) / (FLOOR + 1)
+        eager = float(self.listening.activity.max()) / self.usual
+        most = eager * (FLOOR + float(self.liked.max(initial=0.0)) * (1 + 1e-9)) / (FLOOR + 1)
         return 1 + float(np.log(bar / most)) / SHARPNESS
 
     def spans(self, members: Rows, limit: int, everybody: bool) -> list[Span]:

@@ -41,8 +41,8 @@ class World:
             (u, row, plays)
             for u, taste in enumerate(self.listener_taste)
             for row, plays in zip(
-                rng.choice(np.flatnonzero(self.taste == taste), 8, replace=False),
-                rng.integers(1, 30, 8),
+                rng.choice(np.flatnonzero(self.taste == taste), 5 + u % 7, replace=False),
+                rng.integers(1, 30, 5 + u % 7),
                 strict=True,
             )
         ]
@@ -210,6 +210,22 @@ def test_neighbours_and_their_listeners_are_those_of_the_equations(tmp_path, rng
     np.testing.assert_allclose([c.mass for c in result.clusters], np.sort(taste_weight)[::-1], atol=1e-3)
 
 
+def test_with_a_prior_popular_tracks_are_neighbours_sooner(tmp_path, rng):
+    world = World(tmp_path, rng)
+    listeners = np.array([len(set(world.listener[world.row == row])) for row in range(120)])
+    similarity = world.matching @ world.query()
+    scores = np.where(listeners > 0, similarity + 0.3 * np.log1p(listeners), -np.inf)
+    expected = np.argsort(-scores, kind="stable")[:50]
+    found = world.audience.target(world.query(), world.collection, prior=0.3).neighbours
+    assert {near.row for near in found} == set(expected.tolist())
+    assert [near.similarity for near in found] == sorted((near.similarity for near in found), reverse=True)
+    assert {near.row for near in found} != {
+        near.row for near in world.audience.target(world.query(), world.collection).neighbours
+    }
+    with pytest.raises(ValueError, match="prior"):
+        world.audience.target(world.query(), world.collection, prior=-1.0)
+
+
 def reference_scores(world: World, query: np.ndarray, weights: dict[int, float], own: int | None = None) -> np.ndarray:
     """score(u) in float64, loop by loop (index.reach.Affinity); `weights` are a, not yet of sum 1."""
     heard = [set(world.row[world.listener == u].tolist()) for u in range(len(world.ids))]
@@ -221,7 +237,9 @@ def reference_scores(world: World, query: np.ndarray, weights: dict[int, float],
     mean = [np.mean([liked[t] for t in mine]) for mine in heard]
     usual = sum(a * mean[v] for v, a in share.items())
     vectors = world.audience._listening.vectors / 32767.0
-    return np.exp(5 * (vectors @ query - 1)) * (0.05 + np.array(mean) / usual) / 1.05
+    eager = np.array([len(mine) for mine in heard]) ** 0.25
+    eager = eager / sum(a * eager[v] for v, a in share.items())
+    return np.exp(5 * (vectors @ query - 1)) * eager * (0.05 + np.array(mean) / usual) / 1.05
 
 
 @pytest.mark.parametrize("own", [None, 3])
@@ -245,13 +263,13 @@ def test_the_whole_answer_is_that_of_the_equations(tmp_path, rng):
     assert result.reach == 60
 
 
-def test_an_audience_that_heard_only_the_song_itself_ranks_by_cosine(tmp_path, rng):
+def test_an_audience_that_heard_only_the_song_itself_ranks_by_cosine_and_activity(tmp_path, rng):
     world = World(tmp_path, rng, listeners=40)
     knowing = np.unique(world.listener[world.row == 3])
     listening = world.audience._listening
-    nothing = Affinity(listening, world.query(), np.zeros(120))
-    cosine = listening.points(np.arange(40)) @ world.query()
-    assert np.argsort(-nothing.scores(np.arange(40))).tolist() == np.argsort(-cosine).tolist()
+    nothing = Affinity(listening, world.query(), np.zeros(120), 1.0)
+    likely = np.exp(5 * (listening.points(np.arange(40)) @ world.query())) * np.diff(listening.offsets) ** 0.25
+    assert np.argsort(-nothing.scores(np.arange(40))).tolist() == np.argsort(-likely).tolist()
     assert Affinity.of(listening, world.query(), knowing, np.ones(len(knowing)), 3).liked[3] == 0
 
 
