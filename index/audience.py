@@ -89,9 +89,9 @@ class Audience:
         `limit` listeners, quotas by mass, then filled by score.
 
         Up to EVERYBODY listeners, and with `min_score` (which leaves out all below), all are scored; else those whom
-        Affinity.spans expects to score high. Of a million listeners (benchmarks.audience, 100 tracks) that names
-        the same 100 as if all had been scored, and of 1,000 the same 1,000; 997.6 of them in a world whose vectors
-        hardly tell who hears what. Scores are the same either way. `row` is the track's own, if it has one: it is
+        Affinity.spans expects to score high. Of a million listeners (benchmarks.audience, 100 tracks) that named
+        the same 100 as if all had been scored; of 1,000 the same 999.6 on average, and 997.6 where vectors hardly
+        tell who hears what. Scores are the same either way. `row` is the track's own, if it has one: it is
         then no neighbour of itself, and with `exclude_known` nobody who played it is named. Raises AudienceError:
         audience_missing without listening data, audience_no_neighbours when no track of the collection has
         listeners; ValueError for limit or clusters < 1, prior < 0, and a query that is no finite unit vector.
