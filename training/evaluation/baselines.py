@@ -46,6 +46,11 @@ def tfidf_attributes(tracks: Sequence[Track], names: Sequence[str] = ()) -> spar
     return sparse.csr_array(values.fit_transform(tokens))
 
 
+def tfidf_of(tracks: Sequence[Track]) -> sparse.csr_array:
+    """Return `tfidf_attributes` with every further attribute that some track has."""
+    return tfidf_attributes(tracks, sorted({name for track in tracks for name in track.attributes}))
+
+
 def _attribute_tokens(track: Track, names: Sequence[str]) -> list[str]:
     tokens = [f"genre={genre}" for genre in track.genres]
     tokens += [f"{name}={value}" for name in ("artist", "language") if (value := getattr(track, name))]
