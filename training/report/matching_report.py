@@ -12,12 +12,12 @@ from training.data.dataset import TRAIN, VALID
 from training.evaluation import baselines
 from training.evaluation.estimates import paired_difference
 from training.evaluation.matching import evaluate_matching, inner_product
-from training.evaluation.popularity import deciles, halves, span, tail_minus_head
 from training.evaluation.results import Evaluation
 from training.evaluation.vectors import filled, unit
 from training.progress import Progress
 from training.report import figures, tables
 from training.report.matching_study import FULL, Figures, MatchingStudy, compare, mean_of, measure, variants
+from training.report.matching_tables import by_halves, in_tenths, spread
 from training.report.page import finish
 
 SWEEPS: dict[str, Sequence[Any]] = {
@@ -29,6 +29,7 @@ SWEEPS: dict[str, Sequence[Any]] = {
 }
 """lambda, tau, alpha, k and T_g, each around the settings' own value."""
 TFIDF, POPULARITY = "TF-IDF of attributes", "popularity"
+DRAWN = (FULL, "no contrast", "BPR only", TFIDF, POPULARITY)
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class MatchingReport:
             if not any(method.method == FULL for method in found.methods):
                 continue
             key = f"{'prior ' * prior}{self.figure}"
-            beside = {"sd over seeds": _spread(runs, key)}
+            beside = spread(runs, key, FULL)
             if prior:
                 beside["mean w"] = {name: float(its["weight"][0]) for name, its in methods.items() if "weight" in its}
             self._keep(f"ablation{', prior' * prior}", found, beside)
@@ -116,33 +117,22 @@ class MatchingReport:
             self.text += [title, tables.compared(found, FULL, beside)]
 
     def _by_popularity(self, methods: Mapping[str, Figures]) -> None:
-        found, listeners = compare(methods, self.tasks), self.tasks.listeners
-        parts = halves(listeners)
-        rows = []
-        for name in (method.method for method in found.methods):
-            ours, theirs = (found.method(m).per_query[self.figure] for m in (name, FULL))
-            gains = [tables.signed(paired_difference(ours[its], theirs[its])) for its in parts.values()]
-            between = tail_minus_head(ours - theirs, listeners)
-            means = [f"{ours[its].mean():.4f}" for its in parts.values()]
-            if name == FULL:
-                gains, between = [""] * len(parts), None
-            rows.append([name, *means, *gains, tables.signed(between) if between else ""])
-        named = [f"{name}, {span(listeners[its])} listeners" for name, its in parts.items()]
-        head = ["method", *named, *(f"{name}: minus {FULL}" for name in parts), "tail's minus head's"]
-        deciled = replace(found, parts=replace(found.parts, masks=deciles(listeners)))
-        names = list(deciled.parts.masks)
+        listeners = self.tasks.listeners
+        found = in_tenths(compare(methods, self.tasks), listeners)
+        assert found.parts is not None
         values = {
-            m.method: [m.per_query[self.figure][its].mean() for its in deciled.parts.masks.values()]
+            m.method: [m.per_query[self.figure][its].mean() for its in found.parts.masks.values()]
             for m in found.methods
-            if m.method in (FULL, "no contrast", "BPR only", TFIDF, POPULARITY)
+            if m.method in DRAWN
         }
-        figures.by_part(values, names, ("listeners of the query", self.figure), self.folder / "popularity.png")
+        labels = ("listeners of the query", self.figure)
+        figures.by_part(values, list(found.parts.masks), labels, self.folder / "popularity.png")
         self.text += [
             f"## {self.figure} by the query's listeners",
             "Tail: at most the median number of listeners, counted on all listens; head: more.",
-            tables.table(head, rows),
+            by_halves(found, listeners, FULL, self.figure),
             "By tenths of the queries (equal numbers stay together):",
-            tables.by_part(deciled),
+            tables.by_part(found),
             "![By popularity](popularity.png)",
         ]
 
@@ -179,9 +169,3 @@ def write_matching_report(study: MatchingStudy, folder: Path, scope: MatchingSco
     path = MatchingReport(study, folder, scope).write()
     progress.say(f"the report is {path}")
     return path
-
-
-def _spread(runs: Mapping[str, Sequence[Figures]], key: str) -> dict[str, float]:
-    """Standard deviation over seeds of a figure, by variant; none for one seed."""
-    several = {name: its for name, its in runs.items() if len(its) > 1}
-    return {name: float(np.std([run[key].mean() for run in its], ddof=1)) for name, its in several.items()}
