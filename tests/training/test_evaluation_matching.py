@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
-from test_not_music import write_recipes
+from test_not_music import FIELDS, write_recipes
 
 from index.tracks import Track
 from training.bcl.similarity import item_cf, listen_matrix
 from training.data.dataset import TEST, TRAIN, VALID, DataSet
+from training.embed import PARTS, Embeddings
+from training.evaluate import MATCHED, TFIDF, Protocols, evaluate
 from training.evaluation import baselines
 from training.evaluation.audience import AudienceProtocol, evaluate_audience
 from training.evaluation.matching import (
@@ -22,7 +24,9 @@ from training.evaluation.matching import (
     matching_task,
     prior_weight,
 )
+from training.evaluation.popularity import deciles
 from training.evaluation.results import EvaluationError
+from training.evaluation.vectors import unit
 
 
 def listens(seed: int, listeners: int = 120, tracks: int = 50) -> sparse.csr_array:
@@ -107,6 +111,32 @@ def test_both_tasks_of_a_data_set_know_no_more_than_they_may(tmp_path: Path) -> 
     bare = MatchingTasks.of(replace(recipes, track_split=np.where(split == VALID, TRAIN, split)), MatchingProtocol())
     assert bare.valid is None
     assert bare.prior_weight(inner_product(vectors)) is None
+
+
+def test_evaluate_tells_matching_with_the_prior_and_by_popularity(tmp_path: Path) -> None:
+    write_recipes(tmp_path)
+    recipes = DataSet.open(tmp_path, attributes=FIELDS)
+    rng = np.random.default_rng(8)
+    matched = unit(rng.standard_normal((len(recipes.tracks), 6))).astype(np.float32)
+    content = Embeddings(**dict.fromkeys(PARTS, matched[:, :3]))
+    tables, left_out = evaluate(recipes, content, matched, Protocols(), ("title",))
+    found = {table.task: table for table in tables}["matching"]
+    names = [method.method for method in found.methods]
+    both = [f"{name}{prior}" for name in (MATCHED, TFIDF) for prior in ("", ", popularity prior")]
+    assert names == [*both, "content kNN (LARP vectors, raw)", "popularity", "random"]
+    tasks = MatchingTasks.of(recipes, MatchingProtocol())
+    weight = tasks.prior_weight(inner_product(matched))
+    assert f"prior of {MATCHED} {weight}" in found.heading()
+    expected = evaluate_matching(
+        {"m": baselines.plus_popularity(inner_product(matched), tasks.warm, weight)}, tasks.test
+    )
+    ours = found.method(f"{MATCHED}, popularity prior")
+    assert ours.per_query["N@20"].tolist() == expected.method("m").per_query["N@20"].tolist()
+    assert len(deciles(tasks.listeners)) + 2 == len(found.parts.masks)
+    assert "R@50 by listeners" in found.table()
+    assert any("playlist" in reason for reason in left_out)
+    audience = {table.task: table for table in tables}["audience"]
+    assert {"lift@1%", "lift@5%", "lift@10%"} <= audience.methods[0].figures.keys()
 
 
 def test_queries_without_truth_are_left_out_and_none_at_all_is_an_error():

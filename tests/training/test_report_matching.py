@@ -107,7 +107,8 @@ def test_each_variant_is_one_change_and_none_stands_twice() -> None:
 
 def test_vectors_of_towers_are_read_and_stand_as_a_baseline(study: MatchingStudy, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    vectors = {"text": rng.normal(size=(420, 32)).astype(np.float32)}
+    vectors = {"text": rng.normal(size=(420, 32)), "lyrics": np.full((420, 32), np.nan)}
+    vectors = {name: rows.astype(np.float32) for name, rows in vectors.items()}
     vectors["text"][::5] = np.nan
     given = replace(study, vectors=vectors, folder=tmp_path / "kept")
     text = write_matching_report(given, tmp_path / "out", MatchingScope(1), Silent()).read_text("utf-8")

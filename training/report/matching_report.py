@@ -72,9 +72,9 @@ class MatchingReport:
         alone = evaluate_matching({POPULARITY: baselines.popularity(tasks.warm)}, tasks.test).method(POPULARITY)
         found = {POPULARITY: dict(alone.per_query)}
         found[TFIDF] = measure(inner_product(baselines.tfidf_of(tracks)), tasks)
-        if self.study.vectors:
-            joined = np.concatenate([filled(rows) for rows in self.study.vectors.values()], axis=1)
-            found[f"content kNN ({', '.join(self.study.vectors)})"] = measure(inner_product(unit(joined)), tasks)
+        if self.study.content:
+            joined = np.concatenate([filled(rows) for rows in self.study.content.values()], axis=1)
+            found[f"content kNN ({', '.join(self.study.content)})"] = measure(inner_product(unit(joined)), tasks)
         return found
 
     def _opening(self) -> None:
@@ -96,7 +96,7 @@ class MatchingReport:
             f"cold test tracks are the queries, {len(task.candidates)} training tracks the candidates, the truth is up "
             f"to {task.protocol.truth} with the most similar audience by all of {len(listens.listener_ids)} listeners. "
             f"Supervised loss: {config.supervised}, pairs by {config.pairs}, contrast weighs "
-            f"{config.contrastive_weight}. Read besides attributes: {', '.join(self.study.vectors) or 'nothing'}. "
+            f"{config.contrastive_weight}. Read besides attributes: {', '.join(self.study.content) or 'nothing'}. "
             f"{seeds} {'seed' if seeds == 1 else 'seeds'}; data {dataset.fingerprint[:16]}.",
             f"Only listens of training tracks are learnt from. {prior}",
             "A figure is the mean over seeds for each query. Intervals are 95 % bootstraps over queries; the spread "

@@ -25,6 +25,7 @@ from training.evaluation.matching import (
 from training.evaluation.metrics import ceiling, chance
 from training.evaluation.popularity import by_popularity
 from training.evaluation.results import Evaluation, EvaluationError, summarise
+from training.evaluation.vectors import known
 from training.folders import replace_folder
 from training.progress import Progress
 
@@ -113,6 +114,11 @@ class MatchingStudy:
     def tasks(self) -> MatchingTasks:
         """Test and validation. Raises EvaluationError for a data set without listens, or without a truth."""
         return MatchingTasks.of(self.dataset, self.protocol)
+
+    @cached_property
+    def content(self) -> dict[str, NDArray[np.float32]]:
+        """Those of `vectors` that some track has."""
+        return {name: rows for name, rows in self.vectors.items() if known(rows).any()}
 
     def runs(self, name: str, config: BclConfig, seeds: int) -> list[Figures]:
         """The figures of one variant's trainings with the seeds 0, 1, ... Raises EvaluationError when the tracks have
