@@ -147,4 +147,5 @@ def test_the_command_line_reads_the_attributes_alone_without_towers(
     assert done.exception is None, done.exception
     text = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert "pairs by swing" in text
+    assert "2 embedded fields: of so few there is little to group" in text
     assert "Read besides attributes: nothing. 1 seed;" in text

@@ -31,6 +31,8 @@ SWEEPS: dict[str, Sequence[Any]] = {
 TFIDF, POPULARITY = "TF-IDF of attributes", "popularity"
 DRAWN = (FULL, "no contrast", "BPR only", TFIDF, POPULARITY)
 
+FEW, MANY = ": of so few there is little to group, and of two each view has one whatever their correlation", 4
+
 
 @dataclass(frozen=True)
 class MatchingScope:
@@ -56,7 +58,7 @@ class MatchingReport:
         runs = {name: self._runs(name, config) for name, config in variants(self.study.config).items()}
         found = {name: mean_of(its) for name, its in runs.items()}
         fixed = self._baselines()
-        self._opening()
+        self._opening(int(found[FULL]["fields"][0]))
         self._ablation(fixed | found, runs)
         self._by_popularity(fixed | found)
         if self.scope.sweeps:
@@ -77,7 +79,7 @@ class MatchingReport:
             found[f"content kNN ({', '.join(self.study.content)})"] = measure(inner_product(unit(joined)), tasks)
         return found
 
-    def _opening(self) -> None:
+    def _opening(self, fields: int) -> None:
         dataset, config, task = self.study.dataset, self.study.config, self.tasks.test
         listens = dataset.listens
         assert listens is not None  # `tasks` has looked
@@ -96,7 +98,8 @@ class MatchingReport:
             f"cold test tracks are the queries, {len(task.candidates)} training tracks the candidates, the truth is up "
             f"to {task.protocol.truth} with the most similar audience by all of {len(listens.listener_ids)} listeners. "
             f"Supervised loss: {config.supervised}, pairs by {config.pairs}, contrast weighs "
-            f"{config.contrastive_weight}. Read besides attributes: {', '.join(self.study.content) or 'nothing'}. "
+            f"{config.contrastive_weight}. {fields} embedded fields{FEW if fields < MANY else ''}. Read besides "
+            f"attributes: {', '.join(self.study.content) or 'nothing'}. "
             f"{seeds} {'seed' if seeds == 1 else 'seeds'}; data {dataset.fingerprint[:16]}.",
             f"Only listens of training tracks are learnt from. {prior}",
             "A figure is the mean over seeds for each query. Intervals are 95 % bootstraps over queries; the spread "

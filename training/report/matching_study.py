@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,12 +35,14 @@ PRIOR = "prior "
 PROTOCOL = MatchingProtocol(cuts=(50,))
 """BCL's figures: Recall@50 and NDCG@50."""
 Figures = dict[str, NDArray[np.float64]]
-"""R@50 and N@50 of each query [Q], with the prior under "prior R@50" and "prior N@50"; its weight as "weight" [1]."""
+"""R@50 and N@50 of each query [Q], with the prior under "prior R@50" and "prior N@50"; its weight as "weight" [1], and
+the number of embedded fields F of a training as "fields" [1].
+"""
 
 
 def variants(config: BclConfig) -> dict[str, BclConfig]:
     """The model, what is left of it without each of its ideas, and with each operator alone; each of them once."""
-    changes: dict[str, dict[str, object]] = {
+    changes: dict[str, dict[str, Any]] = {
         FULL: {},
         "no bootstrapping (alpha = 1)": {"correlation_alpha": 1.0},
         "no CGM (random groups)": {"random_groups": True},
@@ -141,12 +144,13 @@ class MatchingStudy:
             result = train_bcl(
                 data.tracks, self.vectors, data.listens, data.track_split, Path(name), config, self.progress
             )
-        if len(result.model.fields.groups) < 2:
+        groups = result.model.fields.groups
+        if len(groups) < 2:
             raise EvaluationError(
-                f"the tracks have one field ({result.model.fields.groups[0]}): a contrast needs two; name more columns "
-                "with --fields"
+                f"the tracks have one field ({groups[0]}): a contrast needs two; name more columns with --fields"
             )
-        np.savez(inside / "figures.npz", **measure(inner_product(result.vectors), self.tasks))
+        figures = measure(inner_product(result.vectors), self.tasks)
+        np.savez(inside / "figures.npz", **figures, fields=np.array([float(len(groups))]))
 
     def _key(self, config: BclConfig) -> str:
         parts = (self._data, config.to_json(), repr(self.protocol))
