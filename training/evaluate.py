@@ -153,7 +153,7 @@ def evaluate_matching(
     methods["popularity"] = baselines.popularity(tasks.warm)
     methods["random"] = baselines.random_matching()
     found = _matching(methods, tasks.test)
-    parts = by_popularity(tasks.listeners, f"R@{max(protocol.cuts)}")
+    parts = by_popularity(tasks.listeners, max(protocol.cuts))
     return replace(found, protocol={**found.protocol, **weights}, parts=parts)
 
 

@@ -47,7 +47,7 @@ def test_parts_of_an_evaluation_are_told_below_its_table_and_kept() -> None:
     rng = np.random.default_rng(6)
     listeners, values = rng.integers(1, 30, 60).astype(float), rng.random((2, 60))
     methods = [summarise(name, {"R@5": its, "N@5": its / 2}) for name, its in zip("ab", values, strict=True)]
-    found = Evaluation("matching", {}, 60, {"R@5": 0.1}, {}, methods, parts=by_popularity(listeners, "R@5"))
+    found = Evaluation("matching", {}, 60, {"R@5": 0.1}, {}, methods, parts=by_popularity(listeners, 5))
     tail = listeners <= np.median(listeners)
     name = f"tail {span(listeners[tail])}"
     assert found.in_part(name).method("a").figures["N@5"] == bootstrap(values[0][tail] / 2)

@@ -31,10 +31,12 @@ def span(listeners: NDArray[np.floating]) -> str:
     return f"{low}" if low == high else f"{low}-{high}"
 
 
-def by_popularity(listeners: NDArray[np.floating], figure: str) -> Parts:
-    """Return tail, head and the tenths as parts of an evaluation whose queries have so many `listeners` [Q]."""
+def by_popularity(listeners: NDArray[np.floating], cut: int) -> Parts:
+    """Return tail, head and the tenths as parts of an evaluation whose queries have so many `listeners` [Q], with
+    their Recall and NDCG at `cut`.
+    """
     named = {f"{name} {span(listeners[its])}": its for name, its in halves(listeners).items()}
-    return Parts("listeners", figure, named | deciles(listeners))
+    return Parts("listeners", (f"R@{cut}", f"N@{cut}"), named | deciles(listeners))
 
 
 def tail_minus_head(values: NDArray[np.float64], listeners: NDArray[np.floating]) -> Estimate | None:

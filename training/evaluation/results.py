@@ -28,12 +28,12 @@ class MethodResult:
 
 @dataclass(frozen=True)
 class Parts:
-    """Parts of the queries that a figure is told of one by one: `masks`, bool [Q] by name, which may overlap; `by`:
-    what tells them apart.
+    """Parts of the queries that some figures, the first foremost, are told of one by one: `masks`, bool [Q] by name,
+    which may overlap; `by`: what tells them apart.
     """
 
     by: str
-    figure: str
+    figures: tuple[str, ...]
     masks: Mapping[str, NDArray[np.bool_]] = field(repr=False)
 
 
@@ -65,12 +65,12 @@ class Evaluation:
         return paired_difference(one, other, groups=self.groups)
 
     def in_part(self, name: str) -> "Evaluation":
-        """Return the same on one of `parts` alone (chance and ceiling are of the whole, and left out)."""
+        """Return the parts' figures on one of them alone (chance and ceiling are of the whole, and left out)."""
         assert self.parts is not None
         chosen = self.parts.masks[name]
         groups = None if self.groups is None else [g for g, its in zip(self.groups, chosen, strict=True) if its]
         methods = [
-            summarise(m.method, {figure: values[chosen] for figure, values in m.per_query.items()}, groups)
+            summarise(m.method, {figure: m.per_query[figure][chosen] for figure in self.parts.figures}, groups)
             for m in self.methods
         ]
         task = f"{self.task}, {self.parts.by} {name}"
@@ -122,7 +122,7 @@ class Evaluation:
     def parts_rows(self) -> list[list[str]]:
         """Return the rows of a table of `parts`: a method a line, a part a column, the numbers of queries last."""
         assert self.parts is not None
-        masks, figure = self.parts.masks, self.parts.figure
+        masks, figure = self.parts.masks, self.parts.figures[0]
         rows = [[f"{figure} by {self.parts.by}", *masks]]
         for method in self.methods:
             values = method.per_query[figure]

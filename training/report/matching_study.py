@@ -91,7 +91,7 @@ def compare(methods: Mapping[str, Figures], tasks: MatchingTasks, prior: bool = 
         chance(sizes, np.full(len(sizes), len(task.candidates)), cuts),
         ceiling(sizes, cuts),
         results,
-        parts=by_popularity(tasks.listeners, f"R@{max(cuts)}"),
+        parts=by_popularity(tasks.listeners, max(cuts)),
     )
 
 
