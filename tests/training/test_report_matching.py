@@ -47,8 +47,16 @@ def written(study: MatchingStudy, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def test_every_table_and_picture_is_there(study: MatchingStudy, written: Path) -> None:
     text = written.read_text("utf-8")
-    for heading in ("## Ablation", "## Ablation, with the popularity prior", "by the query's listeners", "## Sweeps"):
-        assert heading in text
+    for heading in (
+        "## Ablation",
+        "## Ablation, with the popularity prior",
+        "## By the query's listeners",
+        "## Sweeps",
+    ):
+        assert f"## {heading}\n" in text
+    assert {"R@50 in", "N@50 in", "R@50 by listeners", "N@50 by listeners"} <= {
+        line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()
+    }
     for picture in ("popularity.png", "sweeps.png"):
         assert f"({picture})" in text
         assert (written.parent / picture).read_bytes()[:4] == b"\x89PNG"

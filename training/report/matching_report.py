@@ -12,6 +12,7 @@ from training.data.dataset import TRAIN, VALID
 from training.evaluation import baselines
 from training.evaluation.estimates import paired_difference
 from training.evaluation.matching import evaluate_matching, inner_product
+from training.evaluation.popularity import deciles
 from training.evaluation.results import Evaluation
 from training.evaluation.vectors import filled, unit
 from training.progress import Progress
@@ -120,24 +121,24 @@ class MatchingReport:
             self.text += [title, tables.compared(found, FULL, beside)]
 
     def _by_popularity(self, methods: Mapping[str, Figures]) -> None:
-        listeners = self.tasks.listeners
-        found = in_tenths(compare(methods, self.tasks), listeners)
-        assert found.parts is not None
-        values = {
-            m.method: [m.per_query[self.figure][its].mean() for its in found.parts.masks.values()]
-            for m in found.methods
-            if m.method in DRAWN
-        }
-        labels = ("listeners of the query", self.figure)
-        figures.by_part(values, list(found.parts.masks), labels, self.folder / "popularity.png")
+        listeners, found = self.tasks.listeners, compare(methods, self.tasks)
         self.text += [
-            f"## {self.figure} by the query's listeners",
-            "Tail: at most the median number of listeners, counted on all listens; head: more.",
-            by_halves(found, listeners, FULL, self.figure),
-            "By tenths of the queries (equal numbers stay together):",
-            tables.by_part(found),
+            "## By the query's listeners",
+            "Tail: at most the median number of listeners, counted on all listens; head: more. Tenths of the queries: "
+            "equal numbers stay together.",
             "![By popularity](popularity.png)",
         ]
+        for figure in found.methods[0].figures:
+            told = in_tenths(found, listeners, figure)
+            self.text += [by_halves(found, listeners, FULL, figure), tables.by_part(told)]
+        parts = deciles(listeners)
+        values = {
+            method.method: [method.per_query[self.figure][its].mean() for its in parts.values()]
+            for method in found.methods
+            if method.method in DRAWN
+        }
+        labels = ("listeners of the query", self.figure)
+        figures.by_part(values, list(parts), labels, self.folder / "popularity.png")
 
     def _sweeps(self, full: Figures) -> None:
         points: dict[str, list[tuple[str, Any]]] = {}

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from training.evaluation.estimates import paired_difference
 from training.evaluation.popularity import deciles, halves, span, tail_minus_head
-from training.evaluation.results import Evaluation
+from training.evaluation.results import Evaluation, Parts
 from training.report.matching_study import Figures
 from training.report.tables import signed, table
 
@@ -32,10 +32,9 @@ def by_halves(found: Evaluation, listeners: NDArray[np.floating], against: str, 
     return table([f"{figure} in", *named, *minus, "tail's difference minus head's"], rows)
 
 
-def in_tenths(found: Evaluation, listeners: NDArray[np.floating]) -> Evaluation:
-    """The same evaluation with tenths of the queries as its parts, and nothing else."""
-    assert found.parts is not None
-    return replace(found, parts=replace(found.parts, masks=deciles(listeners)))
+def in_tenths(found: Evaluation, listeners: NDArray[np.floating], figure: str) -> Evaluation:
+    """The same evaluation with tenths of the queries as its parts, told by one figure."""
+    return replace(found, parts=Parts("listeners", (figure,), deciles(listeners)))
 
 
 def spread(runs: Mapping[str, Sequence[Figures]], key: str, against: str) -> dict[str, dict[str, float]]:
