@@ -47,12 +47,7 @@ def written(study: MatchingStudy, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def test_every_table_and_picture_is_there(study: MatchingStudy, written: Path) -> None:
     text = written.read_text("utf-8")
-    for heading in (
-        "## Ablation",
-        "## Ablation, with the popularity prior",
-        "## By the query's listeners",
-        "## Sweeps",
-    ):
+    for heading in ("Ablation", "Ablation, with the popularity prior", "By the query's listeners", "Sweeps"):
         assert f"## {heading}\n" in text
     assert {"R@50 in", "N@50 in", "R@50 by listeners", "N@50 by listeners"} <= {
         line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()
