@@ -1,8 +1,8 @@
 """python -m benchmarks.hetrec_audience DATA: CAT against unions and cosines on HetRec last.fm, as Markdown.
 
 DATA as for `benchmarks.hetrec`. All listeners of a cold track are hidden, and all listeners ranked. CAT runs as in the
-service: over the TF-IDF of the tags (128 dimensions), over BCL's vectors (preset "small", five seeds; a figure is then
-the mean over seeds for each track), and over both, one behind the other with equal weights (chosen on validation).
+service: over the TF-IDF of the tags (128 dimensions), over BCL's trained vectors z (preset "small", five seeds; each
+figure their mean), and over what a release holds, z and content side by side.
 Intervals are bootstraps over tracks, differences are taken track by track.
 """
 
@@ -20,7 +20,7 @@ from scipy import sparse
 
 from benchmarks.hetrec import FIELDS, Bench, Figures, mean_of, told
 from training.bcl.config import bcl_preset
-from training.bcl.train import train_bcl
+from training.bcl.train import BclResult, train_bcl
 from training.data.dataset import TEST, TRAIN, VALID, DataSet
 from training.evaluation import baselines
 from training.evaluation.audience import AudienceProtocol, Scorer, evaluate_audience
@@ -89,7 +89,7 @@ def main() -> None:
     tags = bench.tags[:, :DIMS]  # the strongest components come first; a rare tag may be in none of them
     tags = unit(np.where(np.linalg.norm(tags, axis=1, keepdims=True) > FAINT, tags, np.nan))
     methods |= {f"{name}, tags": figures for name, figures in task.over(tags).items()}
-    for space, found in _by_seed(bench, task, tags, given.seeds, progress).items():
+    for space, found in _by_seed(bench, task, given.seeds, progress).items():
         methods |= {f"{name}, {space}": mean_of([one[name] for one in found if name in one]) for name in found[0]}
     print(_table(methods))
     for ours in ("CAT, tags", "CAT, BCL", "CAT, both"):
@@ -98,27 +98,22 @@ def main() -> None:
     print(f"\n{len(task.queries)} {given.split} tracks, {given.seeds} seeds, {minutes:.0f} minutes")
 
 
-def _by_seed(
-    bench: Bench, task: Task, tags: NDArray[np.float32], seeds: int, progress: Progress
-) -> dict[str, list[dict[str, Figures]]]:
+def _by_seed(bench: Bench, task: Task, seeds: int, progress: Progress) -> dict[str, list[dict[str, Figures]]]:
     found: dict[str, list[dict[str, Figures]]] = {"BCL": [], "both": []}
     for seed in range(seeds):
-        vectors = _bcl(bench, seed)
-        both = unit(np.concatenate([vectors, np.nan_to_num(tags)], axis=1))
-        for name, space in (("BCL", vectors), ("both", both)):
+        trained = _bcl(bench, seed)
+        for name, space in (("BCL", trained.vectors), ("both", trained.matching)):
             found[name].append(task.over(space, clusters=seed == 0))
         progress.say(f"BCL, seed {seed}: done")
     return found
 
 
-def _bcl(bench: Bench, seed: int) -> NDArray[np.float32]:
+def _bcl(bench: Bench, seed: int) -> BclResult:
     data: DataSet = bench.dataset
     config = bcl_preset("small", seed=seed, fields=FIELDS)
     with tempfile.TemporaryDirectory() as folder:
         vectors = {"text": bench.tags}
-        return train_bcl(
-            data.tracks, vectors, data.listens, data.track_split, Path(folder) / "bcl", config, Silent()
-        ).vectors
+        return train_bcl(data.tracks, vectors, data.listens, data.track_split, Path(folder) / "bcl", config, Silent())
 
 
 def _table(methods: Mapping[str, Figures]) -> str:

@@ -191,7 +191,7 @@ def report_bcl(
     from training.report.matching_report import MatchingScope, write_matching_report
 
     pipeline = _open(data, work, _names(fields))
-    study = pipeline.matching_study(_bcl_config(preset, 0, pairs))
+    study = pipeline.matching_study(_bcl_config(preset, 0, pairs), _names(fields))
     write_matching_report(study, out, MatchingScope(seeds, sweeps), pipeline.progress)
 
 
@@ -212,7 +212,8 @@ def bcl(
     fresh: FreshOption = False,
 ) -> None:
     """Train the matcher on fields and co-listening, export it, match every track."""
-    _open(data, work, _names(fields)).train_bcl(_bcl_config(preset, seed, pairs), fresh=fresh)
+    config = _bcl_config(preset, seed, pairs)
+    _open(data, work, _names(fields)).train_bcl(config, fresh=fresh, further=_names(fields))
 
 
 @app.command()

@@ -104,14 +104,17 @@ class Pipeline:
         """What a report on this data set trains its variants with."""
         return Study(self.dataset, self._clips(config), config, self.workspace.root / "report", self.progress)
 
-    def matching_study(self, config: BclConfig) -> MatchingStudy:
-        """What a report on BCL trains its variants with: on LARP's vectors too, where `larp` left them."""
+    def matching_study(self, config: BclConfig, further: Sequence[str] = ()) -> MatchingStudy:
+        """What a report on BCL trains its variants with, on LARP's vectors too where `larp` left them; `further` as in
+        `train_bcl`.
+        """
         there = self.workspace.vectors.exists()
         vectors = self._embeddings().as_dict(("audio", "text", "lyrics")) if there else {}
-        return MatchingStudy(self.dataset, vectors, config, self.workspace.root / "report-bcl", self.progress)
+        folder = self.workspace.root / "report-bcl"
+        return MatchingStudy(self.dataset, vectors, config, folder, self.progress, tuple(further))
 
-    def train_bcl(self, config: BclConfig, *, fresh: bool = False) -> None:
-        """Train the matcher, export it, and give every track its matching vector.
+    def train_bcl(self, config: BclConfig, *, fresh: bool = False, further: Sequence[str] = ()) -> None:
+        """Train the matcher, export it, and give every track its matching vector; `further` as in `train_bcl`.
 
         The listens of training tracks supervise, those of valid tracks choose the epoch. A training that was broken off
         goes on, unless `fresh`.
@@ -122,7 +125,7 @@ class Pipeline:
         if fresh:
             remove_folder(space.bcl_saves)
         kept = {"saves": space.bcl_saves, "board": space.board / "bcl"}
-        train_bcl(tracks, vectors, listens, split, space.bcl, config, self.progress, **kept)
+        train_bcl(tracks, vectors, listens, split, space.bcl, config, self.progress, further=further, **kept)
         self.progress.say("exporting the matcher")
         export_matcher(load_bcl(space.bcl), space.matcher)
         matching = Matcher.open(space.matcher).vectors(tracks, vectors)

@@ -75,7 +75,7 @@ class Workspace:
 
     @property
     def matching(self) -> Path:
-        """Every track's BCL vector, vectors.npy f32 [N, 128] (`bcl`)."""
+        """Every track's matching vector, vectors.npy f32 [N, d] (`bcl`)."""
         return self.root / "matching"
 
     @property

@@ -150,7 +150,7 @@ def test_queries_without_truth_are_left_out_and_none_at_all_is_an_error():
 
 def test_audience_agrees_with_scikit_learn_and_a_loop():
     matrix = listens(3)
-    protocol = AudienceProtocol(cuts=(20,), reaches=(0.1,))
+    protocol = AudienceProtocol(cuts=(20,), reaches=(0.1, 0.07, 0.074))
     scores = np.random.default_rng(0).random((50, 120))
     found = evaluate_audience({"m": lambda rows: scores[rows]}, matrix, COLD, protocol)
     for q, i in enumerate(COLD):
@@ -159,6 +159,10 @@ def test_audience_agrees_with_scikit_learn_and_a_loop():
         assert found.method("m").per_query["R@20"][q] == pytest.approx(truth[best[:20]].sum() / truth.sum())
         assert found.method("m").per_query["AUC"][q] == pytest.approx(roc_auc_score(truth, scores[i]), abs=1e-6)
         assert found.method("m").per_query["lift@10%"][q] == pytest.approx(truth[best[:12]].sum() / truth.sum() / 0.1)
+        assert found.method("m").per_query["lift@7%"][q] == pytest.approx(truth[best[:8]].sum() / truth.sum() * 15)
+        assert found.method("m").per_query["lift@7.4%"][q] == pytest.approx(
+            truth[best[:9]].sum() / truth.sum() * 120 / 9
+        )
 
 
 def test_audience_baselines_find_the_kind():

@@ -103,7 +103,9 @@ def _names(task: MatchingTask) -> list[str]:
 class MatchingStudy:
     """A data set, LARP's vectors of it by name ({} where there are none), and the settings whose variants are compared.
 
-    Figures stay in `folder`: a report that is broken off, or written again, trains only what is missing.
+    What is compared is the trained half z of a matching vector: the content half is the same whatever BCL is.
+    `further`: columns that are fields beyond the usual ones, as in `train_bcl`. Figures stay in `folder`: a report that
+    is broken off, or written again, trains only what is missing.
     """
 
     dataset: DataSet
@@ -111,6 +113,7 @@ class MatchingStudy:
     config: BclConfig
     folder: Path
     progress: Progress
+    further: tuple[str, ...] = ()
     protocol: MatchingProtocol = PROTOCOL
 
     @cached_property
@@ -140,9 +143,17 @@ class MatchingStudy:
 
     def _train(self, config: BclConfig, inside: Path) -> None:
         data = self.dataset
+        alone = replace(config, content_dims=0, content_share=0.0)
         with tempfile.TemporaryDirectory(prefix="debut-bcl-") as name:
             result = train_bcl(
-                data.tracks, self.vectors, data.listens, data.track_split, Path(name), config, self.progress
+                data.tracks,
+                self.vectors,
+                data.listens,
+                data.track_split,
+                Path(name),
+                alone,
+                self.progress,
+                further=self.further,
             )
         groups = result.model.fields.groups
         if len(groups) < 2:
@@ -159,7 +170,8 @@ class MatchingStudy:
     @cached_property
     def _data(self) -> str:
         digest = hashlib.sha256(self.dataset.fingerprint.encode())
-        digest.update(repr(sorted({name for track in self.dataset.tracks for name in track.attributes})).encode())
+        names = sorted({name for track in self.dataset.tracks for name in track.attributes})
+        digest.update(repr((names, self.further)).encode())
         for name, array in sorted(self.vectors.items()):
             digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
