@@ -1,7 +1,7 @@
 """The figures of one training: each task's table, Debut beside its baselines, on cold test tracks."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,16 @@ from training.evaluation.continuation import (
     mean_of_seeds,
 )
 from training.evaluation.continuation import evaluate_continuation as _continuation
-from training.evaluation.matching import MatchingProtocol, inner_product, matching_task
+from training.evaluation.matching import MatchingProtocol, MatchingTasks, inner_product
+from training.evaluation.matching import Scorer as MatchingScorer
 from training.evaluation.matching import evaluate_matching as _matching
+from training.evaluation.popularity import by_popularity
 from training.evaluation.questions import Questions
 from training.evaluation.results import Evaluation, EvaluationError
 
 DEBUT = "Debut (LARP)"
+MATCHED = "Debut (BCL)"
+TFIDF = "TF-IDF of attributes"
 
 
 @dataclass(frozen=True)
@@ -130,17 +134,27 @@ def evaluate_matching(
     matched: npt.NDArray[np.float32],
     protocol: MatchingProtocol,
 ) -> Evaluation:
-    """Find the warm tracks that share a cold track's audience. Raises EvaluationError without listens."""
-    heard, warm = _listens(dataset)
-    task = matching_task(heard, *_cold_and_warm(dataset), protocol)
-    methods = {
-        "Debut (BCL)": inner_product(matched),
-        "LARP vectors, raw": inner_product(embeddings.continuation),
-        "TF-IDF of attributes": inner_product(_attributes(dataset)),
-        "popularity": baselines.popularity(warm),
-        "random": baselines.random_matching(),
-    }
-    return _matching(methods, task)
+    """Find the warm tracks that share a cold track's audience. Raises EvaluationError without listens.
+
+    With a row for Debut and for TF-IDF plus the popularity prior, whose weight validation tracks choose (`protocol` of
+    the answer has it), and the largest cut's Recall by the queries' listeners.
+    """
+    tasks = MatchingTasks.of(dataset, protocol)
+    ours, words = inner_product(matched), inner_product(baselines.tfidf_of(dataset.tracks))
+    methods: dict[str, MatchingScorer] = {}
+    weights: dict[str, float] = {}
+    for name, scorer in ((MATCHED, ours), (TFIDF, words)):
+        methods[name] = scorer
+        weight = tasks.prior_weight(scorer)
+        if weight is not None:
+            weights[f"prior of {name}"] = weight
+            methods[f"{name}, popularity prior"] = baselines.plus_popularity(scorer, tasks.warm, weight)
+    methods["content kNN (LARP vectors, raw)"] = inner_product(embeddings.continuation)
+    methods["popularity"] = baselines.popularity(tasks.warm)
+    methods["random"] = baselines.random_matching()
+    found = _matching(methods, tasks.test)
+    parts = by_popularity(tasks.listeners, max(protocol.cuts))
+    return replace(found, protocol={**found.protocol, **weights}, parts=parts)
 
 
 def evaluate_audience(
@@ -159,7 +173,7 @@ def evaluate_audience(
         "Debut (BCL), cosine to the listener": baselines.profile_cosine(matched, warm),
         "union of the nearest by BCL": baselines.union_of_nearest(inner_product(matched), warm, candidates),
         "union of the nearest by TF-IDF": baselines.union_of_nearest(
-            inner_product(_attributes(dataset)), warm, candidates
+            inner_product(baselines.tfidf_of(dataset.tracks)), warm, candidates
         ),
         "LARP vectors, cosine to the listener": baselines.profile_cosine(embeddings.continuation, warm),
         "activity": baselines.activity(warm),
@@ -167,10 +181,6 @@ def evaluate_audience(
     }
     with cat_scorer(dataset.tracks, matched, plays) as cat:
         return _audience({"Debut (CAT over BCL)": cat, **methods}, heard, cold, protocol)
-
-
-def _attributes(dataset: DataSet) -> sparse.csr_array:
-    return baselines.tfidf_attributes(dataset.tracks, sorted({n for t in dataset.tracks for n in t.attributes}))
 
 
 def _cold_and_warm(dataset: DataSet) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

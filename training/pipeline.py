@@ -30,6 +30,7 @@ from training.larp.towers import front_end
 from training.larp.training import Run, train_larp
 from training.progress import Progress, Silent
 from training.publish import Trained, publish_release
+from training.report.matching_study import MatchingStudy
 from training.report.variants import Study
 from training.workspace import Workspace, WorkspaceError
 
@@ -102,6 +103,15 @@ class Pipeline:
     def study(self, config: LarpConfig) -> Study:
         """What a report on this data set trains its variants with."""
         return Study(self.dataset, self._clips(config), config, self.workspace.root / "report", self.progress)
+
+    def matching_study(self, config: BclConfig, further: Sequence[str] = ()) -> MatchingStudy:
+        """What a report on BCL trains its variants with, on LARP's vectors too where `larp` left them; `further` as in
+        `train_bcl`.
+        """
+        there = self.workspace.vectors.exists()
+        vectors = self._embeddings().as_dict(("audio", "text", "lyrics")) if there else {}
+        folder = self.workspace.root / "report-bcl"
+        return MatchingStudy(self.dataset, vectors, config, folder, self.progress, tuple(further))
 
     def train_bcl(self, config: BclConfig, *, fresh: bool = False, further: Sequence[str] = ()) -> None:
         """Train the matcher, export it, and give every track its matching vector; `further` as in `train_bcl`.

@@ -174,7 +174,6 @@ PRESETS: dict[str, BclConfig] = {
         steps=80,
         hidden=(256,),
         dropout=0.1,
-        negatives=2,
         contrastive_weight=0.02,
         loop=LoopConfig(epochs=6, lr=6e-3, weight_decay=0.05, patience=0, precision="fp32", threads=1),
     ),
