@@ -86,7 +86,7 @@ def _fields(work: Path) -> tuple[str, ...]:
     from training.workspace import Workspace
 
     space = Workspace(work)
-    specs = load_config(space.needs(space.bcl, "bcl")).fields
+    specs = load_config(space.has(space.bcl, "bcl")).fields
     return tuple(spec.column for spec in specs if spec.kind != "dense" and spec.column not in Track.__slots__)
 
 
@@ -209,11 +209,14 @@ def bcl(
     seed: SeedOption = 0,
     fields: FieldsOption = "",
     pairs: PairsOption = None,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Without LARP's vectors: for catalogues with nothing to hear or to read.")
+    ] = False,
     fresh: FreshOption = False,
 ) -> None:
     """Train the matcher on fields and co-listening, export it, match every track."""
-    config = _bcl_config(preset, seed, pairs)
-    _open(data, work, _names(fields)).train_bcl(config, fresh=fresh, further=_names(fields))
+    config, further = _bcl_config(preset, seed, pairs), _names(fields)
+    _open(data, work, further).train_bcl(config, fresh=fresh, further=further, alone=alone)
 
 
 @app.command()

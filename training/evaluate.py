@@ -27,9 +27,10 @@ from training.evaluation.matching import evaluate_matching as _matching
 from training.evaluation.popularity import by_popularity
 from training.evaluation.questions import Questions
 from training.evaluation.results import Evaluation, EvaluationError
+from training.matched import Matched
 
 DEBUT = "Debut (LARP)"
-MATCHED = "Debut (BCL)"
+MATCHED, TRAINED = "Debut (BCL and content)", "Debut (BCL alone)"
 TFIDF = "TF-IDF of attributes"
 
 
@@ -45,21 +46,25 @@ class Protocols:
 
 def evaluate(
     dataset: DataSet,
-    embeddings: Embeddings,
-    matched: npt.NDArray[np.float32],
+    embeddings: Embeddings | None,
+    matched: Matched,
     protocols: Protocols,
     clauses: Sequence[str],
 ) -> tuple[list[Evaluation], list[str]]:
     """Run every task the data set has a truth for; return the tables and a sentence for each task left out.
 
-    `matched` f32 [N, d] are the matching vectors; `clauses` those of the caption: the TF-IDF baseline reads what
+    Without `embeddings` playlists are not continued. `clauses` are those of the caption: the TF-IDF baseline reads what
     the text tower reads.
     """
     tables: list[Evaluation] = []
     left_out: list[str] = []
-    tasks: list[Callable[[], list[Evaluation]]] = [
-        lambda: [evaluate_continuation(dataset, embeddings, protocols.continuation, clauses)],
-        *_questions(dataset, embeddings, protocols, clauses),
+    tasks: list[Callable[[], list[Evaluation]]] = []
+    if embeddings is None:
+        left_out.append("playlists, since the tracks have no LARP vectors")
+    else:
+        tasks.append(lambda: [evaluate_continuation(dataset, embeddings, protocols.continuation, clauses)])
+        tasks += _questions(dataset, embeddings, protocols, clauses)
+    tasks += [
         lambda: [evaluate_matching(dataset, embeddings, matched, protocols.matching)],
         lambda: [evaluate_audience(dataset, embeddings, matched, protocols.audience)],
     ]
@@ -130,26 +135,28 @@ def test_queries(dataset: DataSet, protocol: ContinuationProtocol) -> list[Conti
 
 def evaluate_matching(
     dataset: DataSet,
-    embeddings: Embeddings,
-    matched: npt.NDArray[np.float32],
+    embeddings: Embeddings | None,
+    matched: Matched,
     protocol: MatchingProtocol,
 ) -> Evaluation:
     """Find the warm tracks that share a cold track's audience. Raises EvaluationError without listens.
 
-    With a row for Debut and for TF-IDF plus the popularity prior, whose weight validation tracks choose (`protocol` of
-    the answer has it), and the largest cut's Recall by the queries' listeners.
+    With rows for the release's vectors and for their trained half alone, and for these and TF-IDF plus the popularity
+    prior, whose weight validation tracks choose (`protocol` of the answer has it), and the largest cut's Recall by the
+    queries' listeners.
     """
     tasks = MatchingTasks.of(dataset, protocol)
-    ours, words = inner_product(matched), inner_product(baselines.tfidf_of(dataset.tracks))
+    spaces = {MATCHED: matched.vectors, TRAINED: matched.z, TFIDF: baselines.tfidf_of(dataset.tracks)}
     methods: dict[str, MatchingScorer] = {}
     weights: dict[str, float] = {}
-    for name, scorer in ((MATCHED, ours), (TFIDF, words)):
-        methods[name] = scorer
+    for name, vectors in spaces.items():
+        methods[name] = scorer = inner_product(vectors)
         weight = tasks.prior_weight(scorer)
         if weight is not None:
             weights[f"prior of {name}"] = weight
             methods[f"{name}, popularity prior"] = baselines.plus_popularity(scorer, tasks.warm, weight)
-    methods["content kNN (LARP vectors, raw)"] = inner_product(embeddings.continuation)
+    if embeddings is not None:
+        methods["content kNN (LARP vectors, raw)"] = inner_product(embeddings.continuation)
     methods["popularity"] = baselines.popularity(tasks.warm)
     methods["random"] = baselines.random_matching()
     found = _matching(methods, tasks.test)
@@ -159,8 +166,8 @@ def evaluate_matching(
 
 def evaluate_audience(
     dataset: DataSet,
-    embeddings: Embeddings,
-    matched: npt.NDArray[np.float32],
+    embeddings: Embeddings | None,
+    matched: Matched,
     protocol: AudienceProtocol,
 ) -> Evaluation:
     """Rank all listeners for cold tracks whose listens are hidden. Raises EvaluationError without listens."""
@@ -169,18 +176,19 @@ def evaluate_audience(
     plays = _plays(dataset)
     if not plays.data.any():
         raise EvaluationError("no training track was played: there is nothing to find audiences by", code="no_listens")
+    vectors, words = matched.vectors, baselines.tfidf_of(dataset.tracks)
     methods = {
-        "Debut (BCL), cosine to the listener": baselines.profile_cosine(matched, warm),
-        "union of the nearest by BCL": baselines.union_of_nearest(inner_product(matched), warm, candidates),
-        "union of the nearest by TF-IDF": baselines.union_of_nearest(
-            inner_product(baselines.tfidf_of(dataset.tracks)), warm, candidates
-        ),
-        "LARP vectors, cosine to the listener": baselines.profile_cosine(embeddings.continuation, warm),
+        "the same vectors, cosine to the listener": baselines.profile_cosine(vectors, warm),
+        "the same vectors, union of the nearest": baselines.union_of_nearest(inner_product(vectors), warm, candidates),
+        "TF-IDF, cosine to the listener": baselines.profile_cosine(words, warm),
+        "TF-IDF, union of the nearest": baselines.union_of_nearest(inner_product(words), warm, candidates),
         "activity": baselines.activity(warm),
         "random": baselines.random_audience(warm.shape[0]),
     }
-    with cat_scorer(dataset.tracks, matched, plays) as cat:
-        return _audience({"Debut (CAT over BCL)": cat, **methods}, heard, cold, protocol)
+    if embeddings is not None:
+        methods["LARP vectors, cosine to the listener"] = baselines.profile_cosine(embeddings.continuation, warm)
+    with cat_scorer(dataset.tracks, vectors, plays, activity=matched.activity) as cat:
+        return _audience({"Debut (CAT)": cat, **methods}, heard, cold, protocol)
 
 
 def _cold_and_warm(dataset: DataSet) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -13,7 +13,7 @@ from index.tracks import Track
 from training.bcl.similarity import item_cf, listen_matrix
 from training.data.dataset import TEST, TRAIN, VALID, DataSet
 from training.embed import PARTS, Embeddings
-from training.evaluate import MATCHED, TFIDF, Protocols, evaluate
+from training.evaluate import MATCHED, TFIDF, TRAINED, Protocols, evaluate
 from training.evaluation import baselines
 from training.evaluation.audience import AudienceProtocol, evaluate_audience
 from training.evaluation.matching import (
@@ -27,6 +27,7 @@ from training.evaluation.matching import (
 from training.evaluation.popularity import deciles
 from training.evaluation.results import EvaluationError
 from training.evaluation.vectors import unit
+from training.matched import Matched
 
 
 def listens(seed: int, listeners: int = 120, tracks: int = 50) -> sparse.csr_array:
@@ -119,10 +120,10 @@ def test_evaluate_tells_matching_with_the_prior_and_by_popularity(tmp_path: Path
     rng = np.random.default_rng(8)
     matched = unit(rng.standard_normal((len(recipes.tracks), 6))).astype(np.float32)
     content = Embeddings(**dict.fromkeys(PARTS, matched[:, :3]))
-    tables, left_out = evaluate(recipes, content, matched, Protocols(), ("title",))
+    tables, left_out = evaluate(recipes, content, Matched(matched, 4), Protocols(), ("title",))
     found = {table.task: table for table in tables}["matching"]
     names = [method.method for method in found.methods]
-    both = [f"{name}{prior}" for name in (MATCHED, TFIDF) for prior in ("", ", popularity prior")]
+    both = [f"{name}{prior}" for name in (MATCHED, TRAINED, TFIDF) for prior in ("", ", popularity prior")]
     assert names == [*both, "content kNN (LARP vectors, raw)", "popularity", "random"]
     tasks = MatchingTasks.of(recipes, MatchingProtocol())
     weight = tasks.prior_weight(inner_product(matched))
@@ -130,6 +131,8 @@ def test_evaluate_tells_matching_with_the_prior_and_by_popularity(tmp_path: Path
     expected = evaluate_matching(
         {"m": baselines.plus_popularity(inner_product(matched), tasks.warm, weight)}, tasks.test
     )
+    half = evaluate_matching({"m": inner_product(unit(matched[:, :4]))}, tasks.test).method("m").per_query["R@50"]
+    assert found.method(TRAINED).per_query["R@50"] == pytest.approx(half)
     ours = found.method(f"{MATCHED}, popularity prior")
     assert ours.per_query["N@20"].tolist() == expected.method("m").per_query["N@20"].tolist()
     assert len(deciles(tasks.listeners)) + 2 == len(found.parts.masks)

@@ -15,6 +15,7 @@ from scipy import sparse
 from index.audience import Audience, AudienceResult, write_audience
 from index.collection import Collection, CollectionView, write_collection
 from index.listening import Listening
+from index.listening_file import ACTIVITY
 from index.tracks import Track
 from training.evaluation.audience import Scorer
 from training.evaluation.vectors import LAST
@@ -38,14 +39,15 @@ def cat_scorer(
     plays: sparse.csr_array,
     *,
     clusters: int | None = None,
+    activity: float = ACTIVITY,
 ) -> Iterator[Scorer]:
     """Give the scorer while the block runs: every listener's score as `index.audience` gives it.
 
     `matching` f32 [N, d] unit rows (NaN where missing); `plays` [listeners, tracks] of WARM tracks only; `clusters` as
-    in `Audience.target`. A listener whom CAT does not name (nothing heard) comes last, and for a track without vector
-    all tie.
+    in `Audience.target`, `activity` as in `write_audience`. A listener whom CAT does not name (nothing heard) comes
+    last, and for a track without vector all tie.
     """
-    with _opened(tracks, matching, plays) as (audience, view):
+    with _opened(tracks, matching, plays, activity) as (audience, view):
         listeners = plays.shape[0]
 
         def score(found: AudienceResult) -> NDArray[np.floating]:
@@ -87,7 +89,10 @@ def centroid_scorer(
 
 @contextmanager
 def _opened(
-    tracks: Sequence[Track], matching: NDArray[np.float32], plays: sparse.csr_array
+    tracks: Sequence[Track],
+    matching: NDArray[np.float32],
+    plays: sparse.csr_array,
+    activity: float = ACTIVITY,
 ) -> Iterator[tuple[Audience, CollectionView]]:
     """Write collection and audience into a temporary folder and open them."""
     warm = sparse.coo_array(plays)
@@ -99,7 +104,8 @@ def _opened(
         write_collection(folder.path, tracks, interactions, parts, matching)
         listener, row = (axis.astype(np.int64) for axis in warm.coords)
         ids = [str(u) for u in range(warm.shape[0])]
-        write_audience(folder.path / "audience", ids, listener, row, warm.data.astype(np.float32), matching)
+        heard = (listener, row, warm.data.astype(np.float32))
+        write_audience(folder.path / "audience", ids, *heard, matching, activity=activity)
         yield Audience.open(folder), Collection.open(folder).view()
 
 
