@@ -45,6 +45,8 @@ class Listening:
     offsets: NDArray[np.int64]
     """i64 [U + 1]: listener u heard rows[offsets[u] : offsets[u + 1]], ascending."""
     rows: NDArray[np.int32]
+    plays: NDArray[np.float32]
+    """f32 [n], as `rows`: read when a release is made from this one, not while serving."""
     track_offsets: NDArray[np.int64]
     """i64 [N + 1]: row r was heard by track_listeners[track_offsets[r] : track_offsets[r + 1]], ascending."""
     track_listeners: NDArray[np.int32]
@@ -58,6 +60,12 @@ class Listening:
     def placed(self) -> int:
         """How many listeners have a vector: the first ones. All of them heard something."""
         return int(self.lists[-1])
+
+    @property
+    def power(self) -> float:
+        """The power of `activity`, to six digits; 0 where nobody heard two tracks."""
+        most = int(np.diff(self.offsets).max(initial=0))
+        return round(float(np.log(self.activity.max()) / np.log(most)), 6) if most > 1 else 0.0
 
     def points(self, listeners: Rows | slice) -> Vectors:
         """Return the vectors f32 [n, d] of `listeners`."""
@@ -105,7 +113,7 @@ class Listening:
             and len(self.centroids) == len(self.lists) - 1
             and len(self.activity) == listeners
             and self.placed <= listeners
-            and len(self.track_listeners) == len(self.track_strengths) == pairs
+            and len(self.plays) == len(self.track_listeners) == len(self.track_strengths) == pairs
             and int(self.offsets[-1]) == int(self.track_offsets[-1]) == pairs
         )
         if not fits:
@@ -119,6 +127,7 @@ ARRAYS: dict[str, type] = {
     "activity": np.float32,
     "offsets": np.int64,
     "rows": np.int32,
+    "plays": np.float32,
     "track_offsets": np.int64,
     "track_listeners": np.int32,
     "track_strengths": np.float32,

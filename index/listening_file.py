@@ -67,6 +67,7 @@ def write_audience(
         "activity": np.diff(offsets).astype(np.float64) ** activity,
         "offsets": offsets,
         "rows": row,
+        "plays": plays,
         "track_offsets": np.concatenate(([0], np.cumsum(np.bincount(row, minlength=len(matching))))),
         "track_listeners": listener[by_track],
         "track_strengths": _strengths(listener, plays, offsets)[by_track],

@@ -13,7 +13,7 @@ from index import audience as cat
 from index import listening_file, ranking, reach
 from index.audience import Audience, AudienceError, write_audience
 from index.collection import Collection
-from index.listening import Listening
+from index.listening import ARRAYS, Listening
 from index.ranking import labelled, quotas, ranked, select, survey
 from index.reach import Affinity
 from index.tracks import Track
@@ -88,12 +88,15 @@ def test_vectors_and_strengths_are_those_of_the_equations(world):
         span = slice(listening.offsets[u], listening.offsets[u + 1])
         order = np.argsort(world.row[mine])
         np.testing.assert_array_equal(listening.rows[span], world.row[mine][order])
+        np.testing.assert_array_equal(listening.plays[span], world.plays[mine][order])
+        assert listening.activity[u] == pytest.approx(len(mine) ** 0.25)
         for row, strength in zip(world.row[mine], weight / weight.max() / np.sqrt(len(mine)), strict=True):
             listeners, strengths = listening.listeners_of(int(row))
             np.testing.assert_allclose(strengths[listeners == u], strength, rtol=1e-6)
     for row in range(120):
         np.testing.assert_array_equal(listening.listeners_of(row)[0], np.sort(world.listener[world.row == row]))
     assert listening.listeners_of(-1)[0].size == listening.listeners_of(120)[0].size == 0
+    assert listening.power == 0.25
 
 
 def test_repeated_pairs_add_up_and_silent_ones_do_not_count(tmp_path, rng):
@@ -152,9 +155,7 @@ def test_does_not_write_pairs_that_do_not_fit(tmp_path, rng, change, message):
     assert not (tmp_path / "a").exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["vectors", "lists", "centroids", "offsets", "rows", "track_offsets", "track_listeners", "track_strengths"]
-)
+@pytest.mark.parametrize("name", sorted(ARRAYS))
 def test_damaged_files_are_refused(world, name):
     path = world.folder.path / "audience" / f"{name}.npy"
     array = np.load(path)
