@@ -11,9 +11,10 @@ import numpy as np
 from benchmarks.folder import Folder
 from benchmarks.timing import interleaved, milliseconds
 from index.catalogue import Catalogue, write_catalogue
-from index.segments import SegmentedIndex, write_sealed
+from index.exact import ExactIndex
+from index.segmented import SegmentedIndex
+from index.segments import write_sealed
 from index.tracks import Track
-from index.vectors import ExactIndex
 
 N, DIMS, K, FRESH = 100_000, 256, 100, 5_000
 Row = tuple[str, str]

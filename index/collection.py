@@ -14,7 +14,8 @@ from index.catalogue import Catalogue, CatalogueView, ReleaseFiles
 from index.catalogue_file import write_catalogue
 from index.errors import DebutError
 from index.growing import GrowingArray
-from index.segments import SegmentedIndex, SegmentedView, write_sealed
+from index.segmented import SegmentedIndex, SegmentedView
+from index.segments import write_sealed
 from index.tracks import Track
 from index.vectors import Vectors, checked_rows, checked_vectors
 

@@ -1,71 +1,110 @@
-"""The index that serves: the release's sealed FAISS segment, a fresh one and tombstones, searched as one."""
+"""Sealed segments: vectors in a FAISS index, written once, memory-mapped, searched by any number of readers."""
 
 import os
 import threading
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import faiss as untyped_faiss
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from index.errors import DebutError
-from index.vectors import (
-    ExactIndex,
-    ExactView,
-    Mask,
-    Rows,
-    Vectors,
-    best,
-    checked_queries,
-    checked_rows,
-    checked_vectors,
-    inner_products,
-    slack,
-)
+from index.vectors import Mask, Rows, Vectors, checked_vectors, near_best, slack
 
 faiss: Any = untyped_faiss  # its type stubs know neither selectors nor search parameters
 
+Kind = Literal["exact", "scan", "hnsw", "ivf"]
+"""exact: all float32 products. scan: all products with a float16 copy, half the time, and still certain to find
+the best. hnsw: a graph, nearly certain. ivf: lists of 8-bit codes, nearly certain, where memory counts: the
+float32 vectors stay in the file, and only those of candidates are read."""
+
 HNSW_FROM = 200_000
-"""Vectors from which a sealed segment is an HNSW graph: below, an exact scan is quick enough."""
+"""Vectors from which a sealed segment is an HNSW graph: below, a scan is quick enough."""
 
 HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 24, 200, 200
 """M, efConstruction and efSearch."""
 
+IVF_PROBES = 64
+"""Lists an unfiltered search of an ivf segment looks into, of 4 sqrt(n)."""
+
 STEP_PRICE = 50
 """Vectors an exact scan passes in one step of an HNSW beam: 32 ns against 1.8 us at 256-d on one core."""
-
 
 _SPARE = 8
 """Candidates fetched beyond k, for scores that change places once they are computed precisely."""
 
+_GATHERED = 1 << 24
+"""Numbers copied at most (64 MiB) to scan the few rows that a filter lets pass."""
+
+_ON_GPU = 2048
+"""Results a GPU index can return."""
+
 
 class SegmentError(DebutError):
-    """A sealed segment cannot be read."""
+    """A sealed segment, or the folder of an index's state, cannot be read."""
 
     code = "segment_damaged"
 
 
-def write_sealed(path: Path, vectors: ArrayLike, *, hnsw_from: int = HNSW_FROM, threads: int | None = None) -> None:
+def write_sealed(
+    path: Path,
+    vectors: ArrayLike,
+    *,
+    kind: Kind | None = None,
+    hnsw_from: int = HNSW_FROM,
+    threads: int | None = None,
+) -> None:
     """Write vectors f32 [n, d], row by row, as a FAISS inner-product index that SealedSegment reads.
 
     A row without a vector is all zero: it keeps its place, so that rows are the release's rows, and is never
-    found. All other vectors must have norm 1 (ValueError). Flat below `hnsw_from` vectors, HNSW from there
-    on. With more than one thread (None: all cores) FAISS links an HNSW graph in no fixed order: same vectors,
-    slightly different graph.
+    found. All other vectors must have norm 1 (ValueError). Without a `kind`: scan below `hnsw_from` vectors,
+    hnsw from there on. With more than one thread (None: all cores) FAISS links an HNSW graph in no fixed
+    order: same vectors, slightly different graph.
     """
     array = np.ascontiguousarray(vectors, dtype=np.float32)
     if array.ndim != 2 or not array.size:
         raise ValueError(f"vectors must be of shape [n, d] and not empty, not {list(array.shape)}")
     checked_vectors(array[array.any(axis=1)], array.shape[1])
-    index = _new_faiss_index(array.shape[1], hnsw=len(array) >= hnsw_from)
+    save_index(path, sealed_index(array, kind or kind_for(len(array), hnsw_from), threads=threads))
+
+
+def kind_for(count: int, hnsw_from: int = HNSW_FROM) -> Kind:
+    """Return the kind that a segment of `count` vectors has unless told otherwise."""
+    return "hnsw" if count >= hnsw_from else "scan"
+
+
+def sealed_index(vectors: Vectors, kind: Kind, *, threads: int | None = None) -> Any:
+    """Return vectors f32 [n, d] as a FAISS index of `kind`, in memory, built by `threads` (None: all cores)."""
+    index = _new_index(kind, *vectors.shape)
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads or os.cpu_count() or 1)
     try:
-        index.add(array)
+        index.train(vectors)
+        index.add(vectors)
     finally:
         faiss.omp_set_num_threads(before)
+    return index
+
+
+def _new_index(kind: Kind, count: int, dims: int) -> Any:
+    metric, codecs = faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer
+    if kind == "exact":
+        return faiss.IndexFlatIP(dims)
+    if kind == "scan":
+        return faiss.IndexRefineFlat(faiss.IndexScalarQuantizer(dims, codecs.QT_fp16, metric))
+    if kind == "ivf":
+        lists = max(1, min(count // 40, int(4 * count**0.5)))
+        coarse = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dims), dims, lists, codecs.QT_8bit, metric)
+        coarse.cp.min_points_per_centroid = 1  # a small segment is no reason to warn
+        return faiss.IndexRefineFlat(coarse)
+    graph = faiss.IndexHNSWFlat(dims, HNSW_LINKS, metric)
+    graph.hnsw.efConstruction = HNSW_BUILD
+    return graph
+
+
+def save_index(path: Path, index: Any) -> None:
+    """Write a FAISS index to `path`, whole or not at all."""
     staged = path.with_name(f".{path.name}.part")
     faiss.write_index(index, str(staged))
     with staged.open("rb") as file:
@@ -73,91 +112,175 @@ def write_sealed(path: Path, vectors: ArrayLike, *, hnsw_from: int = HNSW_FROM, 
     os.replace(staged, path)
 
 
-def _new_faiss_index(dims: int, *, hnsw: bool) -> Any:
-    if not hnsw:
-        return faiss.IndexFlatIP(dims)
-    index = faiss.IndexHNSWFlat(dims, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = HNSW_BUILD
-    return index
-
-
 class SealedSegment:
-    """A FAISS index file, memory-mapped and never written: rows 0 to n - 1, any number of readers."""
+    """A FAISS index that is never written: slots 0 to n - 1, any number of readers."""
 
-    def __init__(self, path: Path) -> None:
-        """Map the file at `path`; raises SegmentError when it is not an index that write_sealed writes."""
-        try:
-            self.faiss_index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-        except (RuntimeError, MemoryError) as error:
-            raise SegmentError(f"{path} cannot be read as a FAISS index ({_reason(error)}): publish again") from error
-        self.hnsw = isinstance(self.faiss_index, faiss.IndexHNSWFlat)
-        storage = faiss.downcast_index(self.faiss_index.storage) if self.hnsw else self.faiss_index
-        if not isinstance(storage, faiss.IndexFlat) or self.faiss_index.metric_type != faiss.METRIC_INNER_PRODUCT:
-            raise SegmentError(f"{path} is not a flat or HNSW inner-product index: publish again")
-        self._storage: Any = storage  # exact scans, also of an HNSW graph's own vectors
+    def __init__(self, source: Path | Any) -> None:
+        """Map the file at `source`, or take a FAISS index; SegmentError unless it is one that write_sealed writes."""
+        self.path = source if isinstance(source, Path) else None
+        self.faiss_index: Any = _mapped(source) if isinstance(source, Path) else source
+        self.kind, self._rough, self._storage = _taken_apart(self.faiss_index, str(self.path))
         self.dims = int(self.faiss_index.d)
-        self.stored: Vectors = faiss.rev_swig_ptr(storage.get_xb(), int(self.faiss_index.ntotal) * self.dims).reshape(
-            -1, self.dims
-        )
+        stored = faiss.rev_swig_ptr(self._storage.get_xb(), int(self._storage.ntotal) * self.dims)
+        self.stored: Vectors = stored.reshape(-1, self.dims)
+        """f32 [n, d]"""
         self.stored.flags.writeable = False
         self.present: Mask = _present(self.stored)
+        """bool [n]: which slots hold a vector."""
+        self._gpu = _Gpu(self._storage) if faiss.get_num_gpus() else None
 
     def __len__(self) -> int:
         return len(self.stored)
 
-    def candidates(self, queries: Vectors, k: int, allowed: Mask, count: int) -> Rows:
-        """Return rows i64 [q, m], the k best of the `count` rows in `allowed` bool [n] among them; -1: none.
+    @property
+    def exact(self) -> bool:
+        """Whether candidates are certain to hold the best."""
+        return self.kind in ("exact", "scan")
 
-        In a flat segment they are certainly among them; in HNSW nearly always, and there are always min(k,
-        count).
+    def candidates(self, queries: Vectors, k: int, allowed: Mask, count: int) -> Rows:
+        """Return slots i64 [q, m], the k best of the `count` slots in `allowed` bool [n] among them; -1: none.
+
+        In an exact segment they are certainly among them, in the others nearly always, and there are always
+        min(k, count).
         """
         k = min(k, count)
         if k == 0:
             return np.full((len(queries), 0), -1, dtype=np.int64)
-        beam = int(max(HNSW_SEARCH, 2 * k) * len(self) / count)  # so many near rows hold 2 k (or more) allowed ones
-        if not self.hnsw or count <= STEP_PRICE * beam:
-            return self._exact(queries, k, allowed, count)
-        return self._near(queries, k, allowed, count, min(beam, len(self)))
+        thinner = len(self) / count  # so much wider a look holds as many allowed slots
+        if self.kind == "hnsw":
+            beam = int(max(HNSW_SEARCH, 2 * k) * thinner)
+            if count > STEP_PRICE * beam:
+                return self._completed(self._walked(queries, k, allowed, beam), queries, k, allowed, count)
+        elif self.kind == "ivf":
+            probes = int(IVF_PROBES * thinner)
+            if 2 * probes < self._rough.nlist:
+                return self._completed(self._probed(queries, k, allowed, count, probes), queries, k, allowed, count)
+        return self._exact(queries, k, allowed, count)
 
-    def _near(self, queries: Vectors, k: int, allowed: Mask, count: int, beam: int) -> Rows:
-        """Walk the graph for the `beam` nearest rows of all and keep those allowed; scan where that leaves
-        too few.
+    def _walked(self, queries: Vectors, k: int, allowed: Mask, beam: int) -> Rows:
+        """Walk the graph for the `beam` nearest slots of all and keep those allowed.
 
         FAISS could filter while it walks, but it then fills up with whatever it happened to pass, without a
         word.
         """
+        beam = min(beam, len(self))
         parameters = faiss.SearchParametersHNSW(efSearch=beam)
-        rows: Rows = self.faiss_index.search(queries, beam, params=parameters)[1]
-        passed = (rows >= 0) & allowed[rows]
+        slots: Rows = self.faiss_index.search(queries, beam, params=parameters)[1]
+        passed = (slots >= 0) & allowed[slots]
         order = np.argsort(~passed, axis=1, kind="stable")[:, : k + _SPARE]
-        found = np.where(np.take_along_axis(passed, order, 1), np.take_along_axis(rows, order, 1), -1)
-        short = np.flatnonzero(passed.sum(axis=1) < k)
-        if len(short):
-            scanned = self._exact(queries[short], k, allowed, count)
-            wider = np.full((len(queries), max(found.shape[1], scanned.shape[1])), -1, dtype=np.int64)
-            wider[:, : found.shape[1]] = found
-            wider[short] = -1
-            wider[short, : scanned.shape[1]] = scanned
-            found = wider
-        return found
+        return np.where(np.take_along_axis(passed, order, 1), np.take_along_axis(slots, order, 1), -1)
+
+    def _probed(self, queries: Vectors, k: int, allowed: Mask, count: int, probes: int) -> Rows:
+        """Look through the nearest lists; the codes are rough, so twice as many are fetched as are wanted."""
+        parameters = faiss.SearchParametersIVF(nprobe=probes, sel=self._selector(allowed, count))
+        slots: Rows = self._rough.search(queries, min(count, 2 * k + _SPARE), params=parameters)[1]
+        return slots
+
+    def _completed(self, slots: Rows, queries: Vectors, k: int, allowed: Mask, count: int) -> Rows:
+        """Scan for those queries that were left with fewer than k."""
+        short = np.flatnonzero((slots >= 0).sum(axis=1) < k)
+        if not len(short):
+            return slots
+        scanned = self._exact(queries[short], k, allowed, count)
+        wider = np.full((len(queries), max(slots.shape[1], scanned.shape[1])), -1, dtype=np.int64)
+        wider[:, : slots.shape[1]] = slots
+        wider[short] = -1
+        wider[short, : scanned.shape[1]] = scanned
+        return wider
 
     def _exact(self, queries: Vectors, k: int, allowed: Mask, count: int) -> Rows:
         """Scan, and fetch more than k, until nothing beyond can be among the k best once scored precisely."""
-        parameters = None
-        if count < len(self):
-            bits = np.packbits(allowed, bitorder="little")
-            parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
+        if 16 * count < len(self) and count * max(self.dims, len(queries)) < _GATHERED:
+            return self._gathered(queries, k, np.flatnonzero(allowed))
+        selector = self._selector(allowed, count)
+        parameters = None if selector is None else faiss.SearchParameters(sel=selector)
         fetched = min(count, k + _SPARE + k // 32)
-        doubt = 2 * slack(queries, self.dims)
+        doubt = 2 * self._error(queries)
         while True:
-            rough, rows = self._storage.search(queries, fetched, params=parameters)
+            if self._gpu is not None and selector is None and fetched <= _ON_GPU:
+                rough, slots = self._gpu.search(queries, fetched)
+            else:
+                scanned = self._rough if self.kind == "scan" else self._storage
+                rough, slots = scanned.search(queries, fetched, params=parameters)
             if fetched == count or bool((rough[:, -1] < rough[:, k - 1] - doubt).all()):
-                return np.asarray(rows, dtype=np.int64)
+                return np.asarray(slots, dtype=np.int64)
             fetched = min(count, 4 * fetched)
+
+    def _gathered(self, queries: Vectors, k: int, slots: Rows) -> Rows:
+        """Scan a few slots: it is quicker to copy their vectors than to ask for each slot whether it passes."""
+        rough = queries @ self.stored[slots].T
+        near = [slots[near_best(line, k, query)] for line, query in zip(rough, queries, strict=True)]
+        found = np.full((len(queries), max(map(len, near), default=0)), -1, dtype=np.int64)
+        for line, those in zip(found, near, strict=True):
+            line[: len(those)] = those
+        return found
+
+    def _selector(self, allowed: Mask, count: int) -> Any:
+        return None if count == len(self) else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+
+    def _error(self, queries: Vectors) -> NDArray[np.float64]:
+        """Bound the error [q] of a scan's products: that of float32, and in a scan segment that of float16.
+
+        float16 rounds a number by at most 2^-11 of it, or by 2^-25 where it is tiny; Cauchy-Schwarz does the
+        rest.
+        """
+        bound = slack(queries, self.dims)
+        if self.kind == "scan":
+            norms = np.linalg.norm(queries.astype(np.float64), axis=1)
+            bound = bound + norms * (2.0**-11 * 1.01 + self.dims**0.5 * 2.0**-25)
+        return bound
+
+
+class _Gpu:
+    """Exact float32 scans on all GPUs that FAISS sees; a GPU index takes one search at a time.
+
+    Nobody has run this on a GPU yet: the tests let a CPU index stand for it.
+    """
+
+    def __init__(self, storage: Any) -> None:
+        self._index = faiss.index_cpu_to_all_gpus(storage)
+        self._one = threading.Lock()
+
+    def search(self, queries: Vectors, k: int) -> tuple[Vectors, Rows]:
+        """Return scores f32 [q, k], rounded as a GPU rounds, and slots i64 [q, k]."""
+        with self._one:
+            found: tuple[Vectors, Rows] = self._index.search(queries, k)
+            return found
+
+
+def _mapped(path: Path) -> Any:
+    try:
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)  # IO_FLAG_MMAP would read it into memory
+    except (RuntimeError, MemoryError) as error:
+        raise SegmentError(f"{path} cannot be read as a FAISS index ({_reason(error)}): publish again") from error
+
+
+def _taken_apart(index: Any, name: str) -> tuple[Kind, Any, Any]:
+    """Return the kind of a FAISS index, what is searched roughly, and its float32 vectors; or SegmentError."""
+    kind: Kind = "exact"
+    rough, storage = index, index
+    if isinstance(index, faiss.IndexHNSWFlat):
+        kind, storage = "hnsw", faiss.downcast_index(index.storage)
+    elif isinstance(index, faiss.IndexRefineFlat):
+        rough, storage = faiss.downcast_index(index.base_index), faiss.downcast_index(index.refine_index)
+        kind = "ivf" if isinstance(rough, faiss.IndexIVFScalarQuantizer) else "scan"
+        if kind == "scan" and not _is_float16(rough):
+            storage = None
+    if (
+        not isinstance(storage, faiss.IndexFlat)
+        or {part.metric_type for part in (index, rough, storage)} != {faiss.METRIC_INNER_PRODUCT}
+        or {(part.ntotal, part.d) for part in (rough, storage)} != {(index.ntotal, index.d)}
+    ):
+        raise SegmentError(f"{name} is no inner-product index of a kind that is written here: publish again")
+    return kind, rough, storage
+
+
+def _is_float16(index: Any) -> bool:
+    return isinstance(index, faiss.IndexScalarQuantizer) and index.sq.qtype == faiss.ScalarQuantizer.QT_fp16
 
 
 def _present(stored: Vectors) -> Mask:
-    """Return which rows hold a vector: all but the all-zero ones. Most need one look at one number."""
+    """Return which slots hold a vector: all but the all-zero ones. Most need one look at one number."""
     present: Mask = stored[:, 0] != 0
     unsure = np.flatnonzero(~present)
     present[unsure] = stored[unsure].any(axis=1)
@@ -167,106 +290,3 @@ def _present(stored: Vectors) -> Mask:
 def _reason(error: Exception) -> str:
     """Return the end of FAISS's message, which begins with a C++ signature."""
     return str(error).rpartition("failed: ")[2].strip() or type(error).__name__
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentedView:
-    """A SegmentedIndex at one instant."""
-
-    sealed: SealedSegment
-    live: Mask
-    """bool [sealed rows]: False for tombstones and rows that never had a vector. Copied on each removal."""
-    live_count: int
-    fresh: ExactView
-
-    @property
-    def dims(self) -> int:
-        """Length of a vector."""
-        return self.sealed.dims
-
-    def __len__(self) -> int:
-        return self.live_count + len(self.fresh)
-
-    def search(self, queries: ArrayLike, k: int, allowed: Mask | None = None) -> tuple[Vectors, Rows]:
-        """See VectorView.search. Exact for a flat sealed segment."""
-        wanted = checked_queries(queries, self.dims, k)
-        mask, count = self._allowed(allowed)
-        rows = self.sealed.candidates(wanted, k, mask, count)
-        scores = inner_products(wanted, self.sealed.stored, rows)
-        if len(self.fresh):
-            more = self.fresh.search(wanted, k, allowed)
-            scores, rows = np.hstack((scores, more[0])), np.hstack((rows, more[1]))
-        return best(scores, rows, k)
-
-    def vectors(self, rows: ArrayLike) -> Vectors:
-        """See VectorView.vectors."""
-        wanted = checked_rows(rows)
-        found = self.fresh.vectors(wanted)
-        inside = np.flatnonzero(wanted < len(self.sealed))
-        inside = inside[self.live[wanted[inside]]]
-        found[inside] = self.sealed.stored[wanted[inside]]
-        return found
-
-    def _allowed(self, allowed: Mask | None) -> tuple[Mask, int]:
-        if allowed is None:
-            return self.live, self.live_count
-        mask = np.zeros(len(self.sealed), dtype=bool)
-        inside = min(len(mask), len(allowed))
-        np.logical_and(self.live[:inside], allowed[:inside], out=mask[:inside])
-        return mask, int(mask.sum())
-
-
-class SegmentedIndex:
-    """The VectorIndex of the service. A sealed row that is added again lives in the fresh segment."""
-
-    def __init__(self, sealed: SealedSegment) -> None:
-        self.dims = sealed.dims
-        self._writing = threading.Lock()
-        self._fresh = ExactIndex(sealed.dims)
-        self._view = SegmentedView(sealed, sealed.present, int(sealed.present.sum()), self._fresh.view())
-
-    @classmethod
-    def open(cls, path: Path) -> "SegmentedIndex":
-        """Map the sealed segment at `path`; raises SegmentError."""
-        return cls(SealedSegment(path))
-
-    def __len__(self) -> int:
-        return len(self._view)
-
-    def view(self) -> SegmentedView:
-        """See VectorIndex.view."""
-        return self._view
-
-    def search(self, queries: ArrayLike, k: int, allowed: Mask | None = None) -> tuple[Vectors, Rows]:
-        """See VectorView.search."""
-        return self._view.search(queries, k, allowed)
-
-    def vectors(self, rows: ArrayLike) -> Vectors:
-        """See VectorView.vectors."""
-        return self._view.vectors(rows)
-
-    def add(self, rows: ArrayLike, vectors: ArrayLike) -> None:
-        """See VectorIndex.add."""
-        with self._writing:
-            self._fresh.add(rows, vectors)
-            self._publish(checked_rows(rows))
-
-    def remove(self, rows: ArrayLike) -> int:
-        """See VectorIndex.remove."""
-        with self._writing:
-            wanted = np.unique(checked_rows(rows))
-            before = len(self._view)
-            self._fresh.remove(wanted)
-            self._publish(wanted)
-            return before - len(self._view)
-
-    def _publish(self, buried: Rows) -> None:
-        """Publish the fresh segment and tombstones for `buried` rows of the sealed one, as one view."""
-        view = self._view
-        buried = buried[buried < len(view.sealed)]
-        buried = buried[view.live[buried]]
-        live = view.live
-        if len(buried):
-            live = live.copy()
-            live[buried] = False
-        self._view = replace(view, live=live, live_count=view.live_count - len(buried), fresh=self._fresh.view())
