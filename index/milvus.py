@@ -26,7 +26,8 @@ _SPARE = 8
 _AT_ONCE = 2048
 """Vectors in one message while a collection is filled (2 MiB at 256-d; Milvus takes 64)."""
 
-_TIMEOUT_S, _FILL_TIMEOUT_S = 10.0, 600.0
+_TIMEOUT_S, _FILL_TIMEOUT_S = 5.0, 600.0
+"""How long one question may take, in seconds, and how long one step of filling."""
 
 _log = logging.getLogger(__name__)
 
@@ -114,11 +115,12 @@ class _Remote:
 
     def __init__(self, milvus: Milvus, name: str, *, flat: bool) -> None:
         self._package = _pymilvus()
-        self._uri, self._name, self._flat = milvus.uri, name, flat
+        self._place = milvus.uri.rpartition("@")[2]  # without a password that somebody wrote before it
+        self._name, self._flat = name, flat
         self._client = self._asked(self._package.MilvusClient, milvus.uri, token=milvus.token, timeout=_TIMEOUT_S)
 
     def hold(self, segment: SealedSegment) -> None:
-        """Make sure that all vectors of `segment` are there, and those of its rows that were removed are not."""
+        """Make sure that all vectors of `segment` are there."""
         rows = np.flatnonzero(segment.present)
         if not self._asked(self._client.has_collection, self._name, timeout=_TIMEOUT_S):
             self._create(segment.dims)
@@ -171,7 +173,7 @@ class _Remote:
             return call(*args, **named)
         except (self._package.MilvusException, grpc.RpcError) as error:
             reason = getattr(error, "message", None) or str(error)
-            raise MilvusError(f"Milvus at {self._uri} did not answer as it should ({reason}): is it up?") from error
+            raise MilvusError(f"Milvus at {self._place} did not answer as it should ({reason}): is it up?") from error
 
 
 def _pymilvus() -> Any:
