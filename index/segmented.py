@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike
 from index.errors import DebutError
 from index.exact import ExactIndex, ExactView
 from index.parts import LiveSegment, Part, carried, due, gathered
-from index.segments import HNSW_FROM, SealedSegment, SegmentError, kind_for, sealed_index
+from index.segmentfile import HNSW_FROM, SegmentError, kind_for, sealed_index
+from index.segments import SealedSegment
 from index.statefolder import StateFolder
 from index.vectors import Mask, Rows, Vectors, best, checked_queries, checked_rows
 
