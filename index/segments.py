@@ -1,50 +1,43 @@
 """Sealed segments: vectors in a FAISS index, written once, memory-mapped, searched by any number of readers."""
 
-import os
 import threading
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import faiss as untyped_faiss
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from index.errors import DebutError
-from index.vectors import Mask, Rows, Vectors, checked_vectors, near_best, slack
+from index.segmentfile import (
+    HNSW_FROM,
+    Kind,
+    SegmentError,
+    faiss,
+    kind_for,
+    mapped_index,
+    present,
+    save_index,
+    sealed_index,
+    stored_vectors,
+    taken_apart,
+)
+from index.vectors import Mask, Rows, Vectors, checked_vectors, slack
 
-faiss: Any = untyped_faiss  # its type stubs know neither selectors nor search parameters
+__all__ = ["HNSW_FROM", "SealedSegment", "SegmentError", "write_sealed"]
 
-Kind = Literal["exact", "scan", "hnsw", "ivf"]
-"""exact: all float32 products. scan: all products with a float16 copy, half the time, and still certain to find
-the best. hnsw: a graph, nearly certain. ivf: lists of 8-bit codes, nearly certain, where memory counts: the
-float32 vectors stay in the file, and only those of candidates are read."""
-
-HNSW_FROM = 200_000
-"""Vectors from which a sealed segment is an HNSW graph: below, a scan is quick enough."""
-
-HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 24, 200, 200
-"""M, efConstruction and efSearch."""
+HNSW_SEARCH = 200
+"""efSearch of an unfiltered search, for up to 100 results."""
 
 IVF_PROBES = 64
 """Lists an unfiltered search of an ivf segment looks into, of 4 sqrt(n)."""
 
-STEP_PRICE = 50
-"""Vectors an exact scan passes in one step of an HNSW beam: 32 ns against 1.8 us at 256-d on one core."""
+STEP_PRICE = 35
+"""Vectors a scan of what a filter passes takes for one step of an HNSW beam: 90 ns against 3.2 us at 1M x 256."""
 
 _SPARE = 8
 """Candidates fetched beyond k, for scores that change places once they are computed precisely."""
 
-_GATHERED = 1 << 24
-"""Numbers copied at most (64 MiB) to scan the few rows that a filter lets pass."""
-
 _ON_GPU = 2048
 """Results a GPU index can return."""
-
-
-class SegmentError(DebutError):
-    """A sealed segment, or the folder of an index's state, cannot be read."""
-
-    code = "segment_damaged"
 
 
 def write_sealed(
@@ -69,63 +62,18 @@ def write_sealed(
     save_index(path, sealed_index(array, kind or kind_for(len(array), hnsw_from), threads=threads))
 
 
-def kind_for(count: int, hnsw_from: int = HNSW_FROM) -> Kind:
-    """Return the kind that a segment of `count` vectors has unless told otherwise."""
-    return "hnsw" if count >= hnsw_from else "scan"
-
-
-def sealed_index(vectors: Vectors, kind: Kind, *, threads: int | None = None) -> Any:
-    """Return vectors f32 [n, d] as a FAISS index of `kind`, in memory, built by `threads` (None: all cores)."""
-    index = _new_index(kind, *vectors.shape)
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(threads or os.cpu_count() or 1)
-    try:
-        index.train(vectors)
-        index.add(vectors)
-    finally:
-        faiss.omp_set_num_threads(before)
-    return index
-
-
-def _new_index(kind: Kind, count: int, dims: int) -> Any:
-    metric, codecs = faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer
-    if kind == "exact":
-        return faiss.IndexFlatIP(dims)
-    if kind == "scan":
-        return faiss.IndexRefineFlat(faiss.IndexScalarQuantizer(dims, codecs.QT_fp16, metric))
-    if kind == "ivf":
-        lists = max(1, min(count // 40, int(4 * count**0.5)))
-        coarse = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dims), dims, lists, codecs.QT_8bit, metric)
-        coarse.cp.min_points_per_centroid = 1  # a small segment is no reason to warn
-        return faiss.IndexRefineFlat(coarse)
-    graph = faiss.IndexHNSWFlat(dims, HNSW_LINKS, metric)
-    graph.hnsw.efConstruction = HNSW_BUILD
-    return graph
-
-
-def save_index(path: Path, index: Any) -> None:
-    """Write a FAISS index to `path`, whole or not at all."""
-    staged = path.with_name(f".{path.name}.part")
-    faiss.write_index(index, str(staged))
-    with staged.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(staged, path)
-
-
 class SealedSegment:
     """A FAISS index that is never written: slots 0 to n - 1, any number of readers."""
 
     def __init__(self, source: Path | Any) -> None:
         """Map the file at `source`, or take a FAISS index; SegmentError unless it is one that write_sealed writes."""
         self.path = source if isinstance(source, Path) else None
-        self.faiss_index: Any = _mapped(source) if isinstance(source, Path) else source
-        self.kind, self._rough, self._storage = _taken_apart(self.faiss_index, str(self.path))
+        self.faiss_index: Any = mapped_index(source) if isinstance(source, Path) else source
+        self.kind, self._rough, self._storage = taken_apart(self.faiss_index, str(self.path))
         self.dims = int(self.faiss_index.d)
-        stored = faiss.rev_swig_ptr(self._storage.get_xb(), int(self._storage.ntotal) * self.dims)
-        self.stored: Vectors = stored.reshape(-1, self.dims)
+        self.stored: Vectors = stored_vectors(self._storage)
         """f32 [n, d]"""
-        self.stored.flags.writeable = False
-        self.present: Mask = _present(self.stored)
+        self.present: Mask = present(self.stored, self.path)
         """bool [n]: which slots hold a vector."""
         self._gpu = _Gpu(self._storage) if faiss.get_num_gpus() else None
 
@@ -172,7 +120,7 @@ class SealedSegment:
 
     def _probed(self, queries: Vectors, k: int, allowed: Mask, count: int, probes: int) -> Rows:
         """Look through the nearest lists; the codes are rough, so twice as many are fetched as are wanted."""
-        parameters = faiss.SearchParametersIVF(nprobe=probes, sel=self._selector(allowed, count))
+        parameters = faiss.SearchParametersIVF(nprobe=probes, sel=None if count == len(self) else _bitmap(allowed))
         slots: Rows = self._rough.search(queries, min(count, 2 * k + _SPARE), params=parameters)[1]
         return slots
 
@@ -190,45 +138,44 @@ class SealedSegment:
 
     def _exact(self, queries: Vectors, k: int, allowed: Mask, count: int) -> Rows:
         """Scan, and fetch more than k, until nothing beyond can be among the k best once scored precisely."""
-        if 16 * count < len(self) and count * max(self.dims, len(queries)) < _GATHERED:
-            return self._gathered(queries, k, np.flatnonzero(allowed))
-        selector = self._selector(allowed, count)
-        parameters = None if selector is None else faiss.SearchParameters(sel=selector)
+        scanned, parameters = self._scanned(allowed, count)
         fetched = min(count, k + _SPARE + k // 32)
-        doubt = 2 * self._error(queries)
+        doubt = 2 * self._error(queries, rounded=scanned is not self._storage)
         while True:
-            if self._gpu is not None and selector is None and fetched <= _ON_GPU:
+            if self._gpu is not None and parameters is None and fetched <= _ON_GPU:
                 rough, slots = self._gpu.search(queries, fetched)
             else:
-                scanned = self._rough if self.kind == "scan" else self._storage
                 rough, slots = scanned.search(queries, fetched, params=parameters)
             if fetched == count or bool((rough[:, -1] < rough[:, k - 1] - doubt).all()):
                 return np.asarray(slots, dtype=np.int64)
             fetched = min(count, 4 * fetched)
 
-    def _gathered(self, queries: Vectors, k: int, slots: Rows) -> Rows:
-        """Scan a few slots: it is quicker to copy their vectors than to ask for each slot whether it passes."""
-        rough = queries @ self.stored[slots].T
-        near = [slots[near_best(line, k, query)] for line, query in zip(rough, queries, strict=True)]
-        found = np.full((len(queries), max(map(len, near), default=0)), -1, dtype=np.int64)
-        for line, those in zip(found, near, strict=True):
-            line[: len(those)] = those
-        return found
+    def _scanned(self, allowed: Mask, count: int) -> tuple[Any, Any]:
+        """Return the index to scan and FAISS's parameters for it.
 
-    def _selector(self, allowed: Mask, count: int) -> Any:
-        return None if count == len(self) else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+        A flat index goes straight to the slots that are listed, at 50 to 90 ns each; every other filter is
+        asked about each slot.
+        """
+        if 2 * count < len(self):
+            return self._storage, faiss.SearchParameters(sel=faiss.IDSelectorArray(np.flatnonzero(allowed)))
+        whole = self._rough if self.kind == "scan" else self._storage
+        return whole, None if count == len(self) else faiss.SearchParameters(sel=_bitmap(allowed))
 
-    def _error(self, queries: Vectors) -> NDArray[np.float64]:
-        """Bound the error [q] of a scan's products: that of float32, and in a scan segment that of float16.
+    def _error(self, queries: Vectors, *, rounded: bool) -> NDArray[np.float64]:
+        """Bound the error [q] of a scan's products: that of float32 and, with `rounded` vectors, that of float16.
 
         float16 rounds a number by at most 2^-11 of it, or by 2^-25 where it is tiny; Cauchy-Schwarz does the
         rest.
         """
         bound = slack(queries, self.dims)
-        if self.kind == "scan":
+        if rounded:
             norms = np.linalg.norm(queries.astype(np.float64), axis=1)
             bound = bound + norms * (2.0**-11 * 1.01 + self.dims**0.5 * 2.0**-25)
         return bound
+
+
+def _bitmap(allowed: Mask) -> Any:
+    return faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
 
 
 class _Gpu:
@@ -246,47 +193,3 @@ class _Gpu:
         with self._one:
             found: tuple[Vectors, Rows] = self._index.search(queries, k)
             return found
-
-
-def _mapped(path: Path) -> Any:
-    try:
-        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)  # IO_FLAG_MMAP would read it into memory
-    except (RuntimeError, MemoryError) as error:
-        raise SegmentError(f"{path} cannot be read as a FAISS index ({_reason(error)}): publish again") from error
-
-
-def _taken_apart(index: Any, name: str) -> tuple[Kind, Any, Any]:
-    """Return the kind of a FAISS index, what is searched roughly, and its float32 vectors; or SegmentError."""
-    kind: Kind = "exact"
-    rough, storage = index, index
-    if isinstance(index, faiss.IndexHNSWFlat):
-        kind, storage = "hnsw", faiss.downcast_index(index.storage)
-    elif isinstance(index, faiss.IndexRefineFlat):
-        rough, storage = faiss.downcast_index(index.base_index), faiss.downcast_index(index.refine_index)
-        kind = "ivf" if isinstance(rough, faiss.IndexIVFScalarQuantizer) else "scan"
-        if kind == "scan" and not _is_float16(rough):
-            storage = None
-    if (
-        not isinstance(storage, faiss.IndexFlat)
-        or {part.metric_type for part in (index, rough, storage)} != {faiss.METRIC_INNER_PRODUCT}
-        or {(part.ntotal, part.d) for part in (rough, storage)} != {(index.ntotal, index.d)}
-    ):
-        raise SegmentError(f"{name} is no inner-product index of a kind that is written here: publish again")
-    return kind, rough, storage
-
-
-def _is_float16(index: Any) -> bool:
-    return isinstance(index, faiss.IndexScalarQuantizer) and index.sq.qtype == faiss.ScalarQuantizer.QT_fp16
-
-
-def _present(stored: Vectors) -> Mask:
-    """Return which slots hold a vector: all but the all-zero ones. Most need one look at one number."""
-    present: Mask = stored[:, 0] != 0
-    unsure = np.flatnonzero(~present)
-    present[unsure] = stored[unsure].any(axis=1)
-    return present
-
-
-def _reason(error: Exception) -> str:
-    """Return the end of FAISS's message, which begins with a C++ signature."""
-    return str(error).rpartition("failed: ")[2].strip() or type(error).__name__

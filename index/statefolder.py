@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.parts import LiveSegment
-from index.segments import SealedSegment, SegmentError, save_index
+from index.segmentfile import SegmentError, save_index
+from index.segments import SealedSegment
 from index.vectors import Rows
 
 _MANIFEST, _FORMAT = "manifest.json", 1

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from index_examples import unit
 
-from index import segmented, segments
+from index import segmented
 from index.exact import ExactIndex
 from index.parts import due
 from index.segmented import SegmentedIndex
+from index.segmentfile import sealed_index
 from index.segments import SegmentError, write_sealed
 
 DIMS = 8
@@ -238,7 +239,7 @@ def test_neither_searches_nor_additions_wait_for_a_segment_to_be_built(tmp_path,
     def slow(*arguments, **named):
         building.set()
         assert go_on.wait(60)
-        return segments.sealed_index(*arguments, **named)
+        return sealed_index(*arguments, **named)
 
     monkeypatch.setattr(segmented, "sealed_index", slow)
     sealing = threading.Thread(target=index.seal)

@@ -186,7 +186,7 @@ def test_a_damaged_file_is_refused(tmp_path, rng, kind):
     path = tmp_path / "x.faiss"
     write_sealed(path, unit(rng, 40, 8), kind=kind)
     whole = path.read_bytes()
-    for length in range(0, len(whole), len(whole) // 30):
+    for length in range(0, len(whole) - 17, len(whole) // 30):  # of the last 17 bytes see the next test
         path.write_bytes(whole[:length])
         with pytest.raises(SegmentError, match="publish again") as caught:
             SealedSegment(path)
@@ -194,6 +194,23 @@ def test_a_damaged_file_is_refused(tmp_path, rng, kind):
     path.unlink()
     with pytest.raises(SegmentError, match=r"x\.faiss cannot be read"):
         SealedSegment(path)
+
+
+def test_what_the_end_of_the_file_says_is_checked(tmp_path, rng, monkeypatch):
+    """Files of FAISS itself, and of the first releases, end with the index."""
+    path, vectors = tmp_path / "x.faiss", unit(rng, 40, 8)
+    vectors[[3, 39]] = 0
+    write_sealed(path, vectors)
+    whole = path.read_bytes()
+    present = vectors.any(axis=1)
+    endings = [whole[:-length] for length in range(1, 18)]
+    endings += [whole[:-place] + bytes([whole[-place] ^ 1]) + whole[len(whole) - place + 1 :] for place in range(1, 18)]
+    for ending in endings:
+        path.write_bytes(ending)
+        np.testing.assert_array_equal(SealedSegment(path).present, present)
+    path.write_bytes(whole)
+    monkeypatch.setattr("index.segmentfile.np.flatnonzero", None)  # nobody looks at the vectors then
+    np.testing.assert_array_equal(SealedSegment(path).present, present)
 
 
 @pytest.mark.parametrize("description", ["Flat", "HNSW8", "IVF2,Flat", "SQ8,RFlat", "SQfp16"])

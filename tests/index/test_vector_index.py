@@ -14,7 +14,8 @@ from index_examples import unit
 from index import segments
 from index.exact import ExactIndex
 from index.segmented import SegmentedIndex
-from index.segments import Kind, write_sealed
+from index.segmentfile import Kind
+from index.segments import write_sealed
 from index.vectors import VectorIndex
 
 DIMS = 16
