@@ -13,7 +13,8 @@ import numpy as np
 from index.errors import DebutError
 from index.parts import LiveSegment
 from index.segmented import SegmentedIndex
-from index.segments import HNSW_BUILD, HNSW_FROM, HNSW_LINKS, HNSW_SEARCH, SealedSegment
+from index.segmentfile import HNSW_BUILD, HNSW_FROM, HNSW_LINKS
+from index.segments import HNSW_SEARCH, SealedSegment
 from index.statefolder import StateFolder
 from index.vectors import Mask, Rows, Vectors, slack
 
@@ -104,7 +105,8 @@ class MilvusSegment(SealedSegment):
             near, those = rough[passed], slots[passed]
             ended = fetched == most or len(slots) < fetched
             if len(near) >= k and (ended or rough[-1] < near[k - 1] - doubt):
-                return those[near >= near[k - 1] - doubt]
+                best: Rows = those[near >= near[k - 1] - doubt]
+                return best
             if ended:
                 return those
             fetched *= 4
