@@ -10,8 +10,8 @@ from typing import get_args
 import numpy as np
 
 from index.catalogue import Filters
-from index.checkup import SPACES, checkup
-from index.collection import Collection
+from index.checkup import checkup
+from index.collection import SPACES, Collection
 from index.errors import DebutError
 from index.release import Release, activate
 from index.reseal import reseal
@@ -129,16 +129,12 @@ def search(given: argparse.Namespace) -> bool:
     allowed = catalogue.mask(_filters(given))
     allowed[row] = False
     scores, rows = space.search(query, given.k, allowed)
-    found = [
-        (score, catalogue.track(row), row) for score, row in zip(scores[0], rows[0].tolist(), strict=True) if row >= 0
-    ]
-    _table(
-        ("score", "track_id", "title", "artist", "released", "plays in training"),
-        [
-            (f"{score:.4f}", track.track_id, track.title, track.artist, track.release_date, catalogue.interactions[row])
-            for score, track, row in found
-        ],
-    )
+    found: list[Row] = []
+    for score, near in zip(scores[0].tolist(), rows[0].tolist(), strict=True):
+        if near >= 0:
+            track, heard = catalogue.track(near), catalogue.interactions[near]
+            found.append((f"{score:.4f}", heard, track.track_id, track.title, track.artist, track.release_date))
+    _table(("score", "heard", "track_id", "title", "artist", "released"), found)
     return True
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.audience import Audience
-from index.collection import PARTS, Collection, CollectionError
+from index.collection import PARTS, SPACES, Collection, CollectionError
 from index.encoder import Encoder
 from index.errors import DebutError
 from index.matcher import Matcher
@@ -16,7 +16,6 @@ from index.release import MANIFEST, FileEntry, Release
 from index.segments import SealedSegment
 from index.vectors import checked_vectors
 
-SPACES = ("continuation", "matching")
 _AT_ONCE = 1 << 16
 
 
