@@ -83,10 +83,14 @@ class MilvusSegment(SealedSegment):
         self._remote.hold(self)
 
     def candidates(self, queries: Vectors, k: int, allowed: Mask, count: int) -> Rows:
-        """See SealedSegment.candidates. What few rows are allowed, or lie far away, is scanned here, in the file."""
+        """See SealedSegment.candidates.
+
+        Rows are scanned here, in the file, where those allowed are fewer than the answers that Milvus would have to
+        give for k of them to be among these, and where they lie so far away that Milvus's answers do not reach them.
+        """
         k = min(k, count)
         fetched = int(1.1 * (k + _SPARE + k // 32) * len(self) / max(1, count))
-        if k == 0 or fetched > _LIMIT:
+        if k == 0 or fetched > min(_LIMIT, count):
             return super()._exact(queries, k, allowed, count) if k else np.full((len(queries), 0), -1, dtype=np.int64)
         near = [self._near(query, k, allowed, fetched) for query in queries]
         slots = np.full((len(queries), max(map(len, near))), -1, dtype=np.int64)
