@@ -1,4 +1,4 @@
-"""python -m index {info, verify, search, seal, activate}: look at a release, and change how it is searched."""
+"""python -m index {info, verify, search, seal, activate, milvus}: look at a release, change how it is searched."""
 
 import argparse
 import signal
@@ -13,6 +13,7 @@ from index.catalogue import Filters
 from index.checkup import checkup
 from index.collection import SPACES, Collection
 from index.errors import DebutError
+from index.milvus import Milvus
 from index.release import Release, activate
 from index.reseal import reseal
 from index.segmentfile import Kind
@@ -60,6 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     sealing.add_argument("--space", choices=SPACES, action="append", help="this space alone")
     sealing.add_argument("--threads", type=int, help="threads that build (default: all cores)")
     add(activate_, "make an earlier release the current one").add_argument("id", help="its id")
+    remote = add(milvus, "list the collections that other releases left in Milvus, and drop them")
+    remote.add_argument("--uri", required=True, help="as DEBUT_MILVUS_URI")
+    remote.add_argument("--token-file", type=Path, help="as DEBUT_MILVUS_TOKEN_FILE")
+    remote.add_argument("--drop", action="store_true", help="drop them")
     return parser
 
 
@@ -162,6 +167,16 @@ def seal(given: argparse.Namespace) -> bool:
 def activate_(given: argparse.Namespace) -> bool:
     """Verify a release and make it the current one."""
     _say(f"{activate(given.releases, given.id).id} is current now; restart the service to serve it.")
+    return True
+
+
+def milvus(given: argparse.Namespace) -> bool:
+    """Name the collections of releases that are not in the folder; a folder without any releases is a mistake."""
+    Release.open(given.releases, verify=False)
+    token = given.token_file.read_text(encoding="utf-8").strip() if given.token_file else ""
+    kept = [path.parent.name for path in given.releases.glob("*/manifest.json")]
+    for name in Milvus(given.uri, token).leftovers(kept, drop=given.drop):
+        _say(f"{name} {'is dropped' if given.drop else 'is left over: --drop drops it'}")
     return True
 
 

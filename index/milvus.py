@@ -3,7 +3,8 @@
 import importlib
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ _AT_ONCE = 2048
 
 _TIMEOUT_S, _FILL_TIMEOUT_S = 5.0, 600.0
 """How long one question may take, in seconds, and how long one step of filling."""
+
+_PREFIX = "debut_"
 
 _log = logging.getLogger(__name__)
 
@@ -61,10 +64,23 @@ class Milvus:
         folder = StateFolder(directory)
         return SegmentedIndex(folder.read(base), folder)
 
+    def leftovers(self, release_ids: Iterable[str], *, drop: bool = False) -> list[str]:
+        """Return the names of Debut's collections that are not of these releases, having dropped them with `drop`.
+
+        Those of releases in other folders count as left over, too: one Milvus, one folder. Raises MilvusError.
+        """
+        connection = _Connection(self)
+        kept = tuple(collection_name(release_id, "") for release_id in release_ids)
+        names: list[str] = sorted(connection.ask("list_collections"))
+        found = [name for name in names if name.startswith(_PREFIX) and not name.startswith(kept)]
+        for name in found if drop else ():
+            connection.ask("drop_collection", name)
+        return found
+
 
 def collection_name(release_id: str, space: str) -> str:
     """Return the collection that holds `space` of a release: Milvus allows letters, digits and underscores."""
-    return re.sub(r"\W", "_", f"debut_{release_id}_{space}", flags=re.ASCII)
+    return re.sub(r"\W", "_", f"{_PREFIX}{release_id}_{space}", flags=re.ASCII)
 
 
 class MilvusSegment(SealedSegment):
@@ -79,7 +95,7 @@ class MilvusSegment(SealedSegment):
         """Map the file at `path` and open the collection `name`, filled from it if need be."""
         super().__init__(path)
         self.kind = "hnsw" if len(self) >= HNSW_FROM else "exact"
-        self._remote = _Remote(milvus, name, flat=self.exact)
+        self._remote = _Remote(_Connection(milvus), name, flat=self.exact)
         self._remote.hold(self)
 
     def candidates(self, queries: Vectors, k: int, allowed: Mask, count: int) -> Rows:
@@ -116,21 +132,42 @@ class MilvusSegment(SealedSegment):
             fetched *= 4
 
 
+class _Connection:
+    """Milvus's client; what goes wrong there is a MilvusError."""
+
+    def __init__(self, milvus: Milvus) -> None:
+        self.package = _pymilvus()
+        self._place = milvus.uri.rpartition("@")[2]  # without a password that somebody wrote before it
+        self._errors = (self.package.MilvusException, importlib.import_module("grpc").RpcError)
+        with self._sentences():
+            self.client = self.package.MilvusClient(milvus.uri, token=milvus.token, timeout=_TIMEOUT_S)
+
+    def ask(self, call: str, *given: Any, **named: Any) -> Any:
+        """Return what the client's method `call` returns."""
+        with self._sentences():
+            return getattr(self.client, call)(*given, **{"timeout": _TIMEOUT_S, **named})
+
+    @contextmanager
+    def _sentences(self) -> Iterator[None]:
+        try:
+            yield
+        except self._errors as error:
+            reason = getattr(error, "message", None) or str(error)
+            raise MilvusError(f"Milvus at {self._place} did not answer as it should ({reason}): is it up?") from error
+
+
 class _Remote:
     """One collection of Milvus: rows and their vectors, as the release has them."""
 
-    def __init__(self, milvus: Milvus, name: str, *, flat: bool) -> None:
-        self._package = _pymilvus()
-        self._place = milvus.uri.rpartition("@")[2]  # without a password that somebody wrote before it
-        self._name, self._flat = name, flat
-        self._client = self._asked(self._package.MilvusClient, milvus.uri, token=milvus.token, timeout=_TIMEOUT_S)
+    def __init__(self, connection: _Connection, name: str, *, flat: bool) -> None:
+        self._connection, self._name, self._flat = connection, name, flat
 
     def hold(self, segment: SealedSegment) -> None:
         """Make sure that all vectors of `segment` are there."""
-        rows = np.flatnonzero(segment.present)
-        if not self._asked(self._client.has_collection, self._name, timeout=_TIMEOUT_S):
+        ask, rows = self._connection.ask, np.flatnonzero(segment.present)
+        if not ask("has_collection", self._name):
             self._create(segment.dims)
-        self._asked(self._client.load_collection, self._name, timeout=_FILL_TIMEOUT_S)
+        ask("load_collection", self._name, timeout=_FILL_TIMEOUT_S)
         if self._count() == len(rows):
             return
         _log.info("filling %s of Milvus with %s vectors", self._name, len(rows))
@@ -138,48 +175,38 @@ class _Remote:
             block = rows[start : start + _AT_ONCE]
             vectors = segment.stored[block]
             data = [{"row": row, "vector": vector} for row, vector in zip(block.tolist(), vectors, strict=True)]
-            self._asked(self._client.upsert, self._name, data, timeout=_FILL_TIMEOUT_S)
-        self._asked(self._client.flush, self._name, timeout=_FILL_TIMEOUT_S)
+            ask("upsert", self._name, data, timeout=_FILL_TIMEOUT_S)
+        ask("flush", self._name, timeout=_FILL_TIMEOUT_S)
         if (found := self._count()) != len(rows):
             raise MilvusError(f"{self._name} of Milvus holds {found} vectors, not {len(rows)}: drop it and start again")
 
     def nearest(self, query: Vectors, limit: int) -> tuple[Vectors, Rows]:
         """Return scores f32 [m], rounded as Milvus rounds, falling, and slots i64 [m], m <= limit."""
         parameters = {} if self._flat else {"ef": max(HNSW_SEARCH, limit)}
-        found = self._asked(
-            self._client.search, self._name, data=[query], anns_field="vector", limit=limit, timeout=_TIMEOUT_S,
-            search_params={"metric_type": "IP", "params": parameters}, consistency_level="Session",
+        found = self._connection.ask(
+            "search", self._name, data=[query], anns_field="vector", limit=limit, consistency_level="Session",
+            search_params={"metric_type": "IP", "params": parameters},
         )[0]  # fmt: skip
         scores, slots = np.array(found.distances, dtype=np.float32), np.array(found.ids, dtype=np.int64)
         order = np.argsort(-scores, kind="stable")
         return scores[order], slots[order]
 
     def _create(self, dims: int) -> None:
-        types, client = self._package.DataType, self._client
+        types, client = self._connection.package.DataType, self._connection.client
         schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("row", types.INT64, is_primary=True)
         schema.add_field("vector", types.FLOAT_VECTOR, dim=dims)
-        index = client.prepare_index_params()
-        graph = {"M": HNSW_LINKS, "efConstruction": HNSW_BUILD}
-        index.add_index(
-            "vector", metric_type="IP", index_type="FLAT" if self._flat else "HNSW", params={} if self._flat else graph
-        )
-        self._asked(client.create_collection, self._name, schema=schema, index_params=index, timeout=_FILL_TIMEOUT_S)
+        index, graph = client.prepare_index_params(), {"M": HNSW_LINKS, "efConstruction": HNSW_BUILD}
+        kind, parameters = ("FLAT", {}) if self._flat else ("HNSW", graph)
+        index.add_index("vector", metric_type="IP", index_type=kind, params=parameters)
+        self._connection.ask("create_collection", self._name, schema=schema, index_params=index)
 
     def _count(self) -> int:
-        found = self._asked(
-            self._client.query, self._name, filter="row >= 0", output_fields=["count(*)"], timeout=_FILL_TIMEOUT_S,
+        found = self._connection.ask(
+            "query", self._name, filter="row >= 0", output_fields=["count(*)"], timeout=_FILL_TIMEOUT_S,
             consistency_level="Strong",
         )  # fmt: skip
         return int(found[0]["count(*)"])
-
-    def _asked(self, call: Callable[..., Any], *args: Any, **named: Any) -> Any:
-        grpc = importlib.import_module("grpc")
-        try:
-            return call(*args, **named)
-        except (self._package.MilvusException, grpc.RpcError) as error:
-            reason = getattr(error, "message", None) or str(error)
-            raise MilvusError(f"Milvus at {self._place} did not answer as it should ({reason}): is it up?") from error
 
 
 def _pymilvus() -> Any:

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import itertools
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from index_examples import unit
 from test_vector_index import DIMS, SEALED, exact, rng
 
 from index import milvus
+from index.__main__ import main
 from index.milvus import Milvus, MilvusError, collection_name
+from index.release import publish
 from index.segmented import SegmentedIndex
 from index.segments import write_sealed
 
@@ -155,6 +158,31 @@ def test_a_graph_scores_what_it_finds_as_the_specification_does(server, tmp_path
     assert recall > 0.9
     products = (vectors[rows].astype(np.float64) * queries[:, None].astype(np.float64)).sum(axis=2)
     np.testing.assert_array_equal(scores, products.astype(np.float32))
+
+
+def test_collections_of_releases_that_are_gone_are_found_and_dropped(server, tmp_path, rng, capsys):
+    path = write(tmp_path, unit(rng, 20, DIMS))
+    vectors = unit(rng, 9, DIMS)
+    root = tmp_path / "releases"
+    old, new = (publish(root, lambda folder: write(folder, vectors) and None, facts={"n": n}) for n in (1, 2))
+    names = [collection_name(release.id, space) for release in (old, new) for space in ("continuation", "matching")]
+    for name in names:
+        server.open(path, name)
+    server.open(path, f"t{next(NUMBER)}")
+    asked = ["milvus", "--releases", str(tmp_path / "releases"), "--uri", server.uri]
+    assert main(asked) == 0
+    assert not capsys.readouterr().out
+    shutil.rmtree(old.path)
+    assert main(asked) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{name} is left over: --drop drops it" for name in names[:2]]
+    assert main([*asked, "--drop"]) == 0
+    client = importlib.import_module("pymilvus").MilvusClient(server.uri)
+    left = client.list_collections()
+    assert set(names[2:]) <= set(left)
+    assert set(names[:2]).isdisjoint(left)
+    assert len(left) > 2  # what is not Debut's is not touched
+    assert main(["milvus", "--releases", str(tmp_path), "--uri", server.uri, "--drop"]) == 1
+    assert set(client.list_collections()) == set(left)
 
 
 def test_says_so_when_milvus_does_not_answer(server, tmp_path, rng, monkeypatch):

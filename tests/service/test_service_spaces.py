@@ -33,7 +33,7 @@ def test_milvus_that_goes_away_is_a_503_and_uploads_go_on(serve, on_milvus, monk
     service = serve(on_milvus)
     serving = service.app.state.service.serving
     remote = serving.collection.continuation.sealed._remote
-    remote._client.drop_collection(remote._name)
+    remote._connection.client.drop_collection(remote._name)
     known = serving.collection.catalogue.track(3).track_id
     answer = service.post("/continue-playlist", json={"seeds": [known], "k": 3})
     assert (answer.status_code, answer.json()["code"]) == (503, "index_unavailable")
