@@ -103,7 +103,7 @@ def info(given: argparse.Namespace) -> bool:
 def _space(name: str, path: Path) -> Row:
     segment = SealedSegment(path)
     size, vectors = path.stat().st_size, segment.stored.nbytes
-    # What any search may read: the vectors themselves only where they are the index.
+    # What a search without filters may read: the vectors themselves only where they are the index.
     hot = size if segment.kind in ("exact", "hnsw") else size - vectors
     return name, segment.kind, f"{int(segment.present.sum()):,}", segment.dims, _size(size), _size(hot)
 
