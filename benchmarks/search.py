@@ -213,13 +213,14 @@ def _growing(world: World) -> list[Row]:
 def _writing(world: World) -> list[Row]:
     """Search while another thread adds 200 vectors a second, in turns with searching alone; a seal falls into it."""
     index, queries = SegmentedIndex.open(world.graph), world.queries
-    start = world.n + SEAL_AT - 2_000
+    start = world.n + SEAL_AT - 500
     index.add(np.arange(world.n, start), world.vectors[world.n : start])
     quiet, busy, adding = [], [], []
 
     def add(stop: threading.Event) -> None:
-        while not stop.wait(0.005):
-            row = start + len(adding)
+        due = time.perf_counter()
+        while not stop.wait(max(0.0, due - time.perf_counter())):
+            row, due = start + len(adding), due + 1 / 200
             began = time.perf_counter()
             index.add([row], world.vectors[row : row + 1])
             adding.append(time.perf_counter() - began)
