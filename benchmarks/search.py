@@ -105,13 +105,16 @@ def _opening(world: World) -> list[Row]:
         rows = [(f"HNSW of {world.n}, built", f"{time.perf_counter() - began:.0f} s")]
     before, began = _memory(), time.perf_counter()
     index = SegmentedIndex.open(world.graph)
-    seconds, opened = time.perf_counter() - began, _memory()
+    first, opened, began = time.perf_counter() - began, _memory(), time.perf_counter()
+    SegmentedIndex.open(world.graph)
+    again = time.perf_counter() - began
     for query in world.queries:
         index.search(query, K)
     own, mapped = (now - then for now, then in zip(_memory(), before, strict=True))
     return [
         *rows,
-        ("opened", f"{seconds:.2f} s" + _holds("under 2 s", seconds < 2)),
+        ("opened, from the disk or the page cache as it is", f"{first:.2f} s"),
+        ("opened again, from the page cache", f"{again:.2f} s" + _holds("under 2 s", again < 2)),
         (
             "memory of the open index",
             f"{opened[0] - before[0]:.0f} MiB own, {opened[1] - before[1]:.0f} MiB of the file mapped in; after "
@@ -127,13 +130,13 @@ def _plain(world: World) -> list[Row]:
     exact.add(np.arange(world.n), world.vectors[: world.n])
     graph, parameters = index.view().sealed.faiss_index, faiss.SearchParametersHNSW(efSearch=HNSW_SEARCH)
     flat = faiss.downcast_index(graph.storage)
+    recall = _recall(index.search(queries, K)[1], exact.search(queries, K)[1])
     calls: dict[str, Callable[[int], object]] = {
         "FAISS": lambda i: graph.search(queries[i : i + 1], K, params=parameters),
         "ours": lambda i: index.search(queries[i], K),
     }
     seconds = interleaved(calls, rounds=QUERIES)
     scans = interleaved({"flat": lambda i: flat.search(queries[i : i + 1], K)}, rounds=40)
-    recall = _recall(index.search(queries, K)[1], exact.search(queries, K)[1])
     ratio, faster = seconds["ours"] / seconds["FAISS"], scans["flat"] / seconds["ours"]
     return [
         (f"exact scan, FAISS's own call, k={K}", milliseconds(scans["flat"])),
@@ -161,10 +164,10 @@ def _kinds(world: World) -> list[Row]:
         indexes[kind] = SegmentedIndex.open(path)
     flat = indexes["exact"].view().sealed.faiss_index
     calls = {kind: lambda i, index=index: index.search(queries[i], 100) for kind, index in indexes.items()}
+    answers = {kind: index.search(queries, 100)[1] for kind, index in indexes.items()}  # reads the files, too
     seconds = interleaved({"FAISS": lambda i: flat.search(queries[i : i + 1], 100), **calls}, rounds=60)
     rows = [(f"{count} vectors, k=100: FAISS's exact scan", milliseconds(seconds["FAISS"]))]
-    for kind, index in indexes.items():
-        found = index.search(queries, 100)[1]
+    for kind, found in answers.items():
         figures = f"recall@10 {_recall(found[:, :10], truth[:, :10]):.4f}, @100 {_recall(found, truth):.4f}"
         ratio = seconds[kind] / seconds["FAISS"]
         rows.append((f"  a segment of kind {kind}", f"{milliseconds(seconds[kind])}  {ratio:.2f} x FAISS, {figures}"))
@@ -213,13 +216,14 @@ def _growing(world: World) -> list[Row]:
 def _writing(world: World) -> list[Row]:
     """Search while another thread adds 200 vectors a second, in turns with searching alone; a seal falls into it."""
     index, queries = SegmentedIndex.open(world.graph), world.queries
-    start = world.n + SEAL_AT - 2_000
+    start = world.n + SEAL_AT - 500
     index.add(np.arange(world.n, start), world.vectors[world.n : start])
     quiet, busy, adding = [], [], []
 
     def add(stop: threading.Event) -> None:
-        while not stop.wait(0.005):
-            row = start + len(adding)
+        due = time.perf_counter()
+        while not stop.wait(max(0.0, due - time.perf_counter())):
+            row, due = start + len(adding), due + 1 / 200
             began = time.perf_counter()
             index.add([row], world.vectors[row : row + 1])
             adding.append(time.perf_counter() - began)

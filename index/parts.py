@@ -158,7 +158,7 @@ def carried(parts: Sequence[Part], base: SealedSegment) -> tuple[LiveSegment, Ro
         for block, theirs in part.contents():
             inside = np.flatnonzero(block < len(base))
             slots = block[inside]
-            same = inside[base.present[slots] & (base.stored[slots] == theirs[inside]).all(axis=1)]
+            same = inside[(base.stored[slots] == theirs[inside]).all(axis=1)]  # no vector is all zero
             live[block[same]] = True
             rows.append(np.delete(block, same))
             vectors.append(np.delete(theirs, same, axis=0))

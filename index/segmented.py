@@ -65,9 +65,11 @@ class SegmentedView:
         """See VectorView.search. Exact where all sealed segments are."""
         wanted = checked_queries(queries, self.dims, k)
         found = [part.search(wanted, k, allowed) for part in (*self.parts, self.fresh) if len(part)]
-        if not found:
-            found = [(np.empty((len(wanted), 0), np.float32), np.empty((len(wanted), 0), np.int64))]
-        return best(np.hstack([scores for scores, _ in found]), np.hstack([rows for _, rows in found]), k)
+        if len(found) == 1:
+            return best(*found[0], k)
+        none = np.empty((len(wanted), 0), np.float32), np.empty((len(wanted), 0), np.int64)
+        scores, rows = (np.concatenate(arrays, axis=1) for arrays in zip(none, *found, strict=True))
+        return best(scores, rows, k)
 
     def vectors(self, rows: ArrayLike) -> Vectors:
         """See VectorView.vectors."""

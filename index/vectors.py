@@ -123,7 +123,8 @@ def best(scores: Vectors, rows: Rows, k: int) -> tuple[Vectors, Rows]:
     """Return the k best of candidates [q, m] by score, then smaller row; rows of -1 come last, as -inf."""
     scores = np.where(rows < 0, np.float32(-np.inf), scores)
     order = np.lexsort((rows, -scores), axis=1)[:, :k]
-    found = np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+    line = np.arange(len(order))[:, None]
+    found = scores[line, order], rows[line, order]
     short = k - found[0].shape[1]
     if short <= 0:
         return found
