@@ -107,29 +107,35 @@ class MilvusSegment(SealedSegment):
         k = min(k, count)
         fetched = int(1.1 * (k + _SPARE + k // 32) * len(self) / max(1, count))
         if k == 0 or fetched > min(_LIMIT, count):
-            return super()._exact(queries, k, allowed, count) if k else np.full((len(queries), 0), -1, dtype=np.int64)
-        near = [self._near(query, k, allowed, fetched) for query in queries]
+            return self._exact(queries, k, allowed, count) if k else np.full((len(queries), 0), -1, dtype=np.int64)
+        near = [self._near(query, k, allowed, count, fetched) for query in queries]
         slots = np.full((len(queries), max(map(len, near))), -1, dtype=np.int64)
         for line, those in zip(slots, near, strict=True):
             line[: len(those)] = those
-        return self._completed(slots, queries, k, allowed, count)
+        return slots
 
-    def _near(self, query: Vectors, k: int, allowed: Mask, fetched: int) -> Rows:
-        """Ask for more and more until nothing beyond can be among the k best allowed, or Milvus gives no more."""
+    def _near(self, query: Vectors, k: int, allowed: Mask, count: int, fetched: int) -> Rows:
+        """Ask for more and more until nothing beyond can be among the k best allowed, or Milvus gives no more.
+
+        Then, if there are not yet k, scan.
+        """
         doubt = 2 * slack(query[None], self.dims)[0]
         most = min(_LIMIT, len(self))
         while True:
             fetched = min(fetched, most)
             rough, slots = self._remote.nearest(query, fetched)
             passed = allowed[slots]
-            near, those = rough[passed], slots[passed]
+            near = rough[passed]
+            those: Rows = slots[passed]
             ended = fetched == most or len(slots) < fetched
             if len(near) >= k and (ended or rough[-1] < near[k - 1] - doubt):
-                best: Rows = those[near >= near[k - 1] - doubt]
-                return best
+                break
             if ended:
+                those = self._exact(query[None], k, allowed, count)[0]
                 return those
             fetched *= 4
+        those = those[near >= near[k - 1] - doubt]
+        return those
 
 
 class _Connection:
