@@ -52,6 +52,7 @@ KINDS: dict[str, Kind] = {
     "unknown_seeds": Kind(422, "No seed is known"),
     "internal": Kind(500, "Something broke on our side"),
     "queue_full": Kind(503, "Too many uploads at once"),
+    "index_unavailable": Kind(503, "The vector index does not answer"),
     "ledger_unwritable": Kind(503, "The ledger cannot be written"),
     "not_ready": Kind(503, "The service is not ready"),
 }

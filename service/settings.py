@@ -44,6 +44,17 @@ class Settings(BaseSettings):
         description="SQLite file of all tracks taken in or down.",
     )
 
+    index: Literal["faiss", "milvus"] = Field(
+        default="faiss", description="What searches the release's vectors: FAISS in this process, or Milvus."
+    )
+    milvus_uri: str = Field(
+        default="http://127.0.0.1:19530",
+        description="Where Milvus is: http(s)://host:port, or a path ending in .db for Milvus Lite.",
+    )
+    milvus_token_file: Path | None = Field(
+        default=None, description="File with Milvus's `user:password` or API key; without it none is sent."
+    )
+
     max_upload_bytes: Count = Field(
         default=64 * 2**20, description="Largest upload, in bytes, multipart framing included."
     )
