@@ -93,11 +93,12 @@ def receive_heard(line: socket.socket, head: Mapping[str, Any], deadline: float)
     sample_rate, features_s = head.get("sample_rate"), head.get("features_s")
     if not isinstance(sample_rate, int) or not isinstance(features_s, float):
         raise NonsenseError("no rate or no time")
+    container, codec = text(head, "container"), text(head, "codec")
     data = _read(line, windows * FRAMES * MELS * 4, deadline)
     log_mel = np.frombuffer(data, "<f4").reshape(windows, FRAMES, MELS).astype(np.float32, copy=False)
     if not np.isfinite(log_mel).all():
         raise NonsenseError("features that are not numbers")
-    return Heard(log_mel, duration_s, text(head, "container"), text(head, "codec"), sample_rate, features_s)
+    return Heard(log_mel, duration_s, container, codec, sample_rate, features_s)
 
 
 def text(head: Mapping[str, Any], name: str) -> str:
