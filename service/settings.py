@@ -76,7 +76,7 @@ class Settings(BaseSettings):
         default=256, description="Memory that decoding one upload may take, in MiB, in its process."
     )
     decode_seconds: Seconds = Field(
-        default=20.0, description="Longest time that decoding one upload may take, in seconds."
+        default=10.0, description="Longest time that decoding one upload may take, in seconds."
     )
     encoder_threads: int = Field(default=0, ge=0, description="Threads that one inference may use; 0 takes all cores.")
     queue_size: Count = Field(default=32, description="Uploads in hand at once; one more is a 503.")

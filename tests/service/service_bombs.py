@@ -1,7 +1,11 @@
 """Files made to cost much: each must cost its sender a refusal and us next to nothing."""
 
+import io
+import itertools
 import struct
 import zlib
+
+from index.mpegframes import frame_table
 
 
 def _box(name: bytes, *parts: bytes) -> bytes:
@@ -53,6 +57,7 @@ def bombs(mp3: bytes, wav: bytes, aiff: bytes, m4a: bytes, flac: bytes, size: in
         "riff chunks before": wav[:12] + b"JUNK\0\0\0\0" * (size // 8) + wav[12:],
         "riff chunks behind": wav + b"JUNK\0\0\0\0" * (size // 8),
         "riff texts": wav + b"LIST\x0e\0\0\0INFOISFT\2\0\0\0ab" * (size // 22),
+        "riff keys": wav + riff_texts(size // 200),
         "aiff chunks": aiff[:12] + b"JUNK\0\0\0\0" * (size // 8) + aiff[12:],
         "mp4 boxes": m4a + b"\0\0\0\x08free" * (size // 8),
         "mp4 boxes within": _box(b"ftyp", b"M4A ") + _box(b"moov", b"\0\0\0\x08free" * (size // 8)),
@@ -63,12 +68,15 @@ def bombs(mp3: bytes, wav: bytes, aiff: bytes, m4a: bytes, flac: bytes, size: in
     }
 
 
+def riff_texts(count: int) -> bytes:
+    """A chunk of `count` texts, each under a key of its own: FFmpeg looks through all keys for each."""
+    keys = itertools.islice(itertools.product(range(65, 91), repeat=4), count)
+    texts = b"INFO" + b"".join(bytes(key) + b"\2\0\0\0a\0" for key in keys)
+    return b"LIST" + struct.pack("<I", len(texts)) + texts
+
+
 def junk_between(mp3: bytes, every: int, junk: bytes, size: int) -> bytes:
     """Frames of an MP3 (constant bit rate, no padding) with `junk` behind every so many."""
-    import io
-
-    from index.mpegframes import frame_table
-
     table = frame_table(io.BytesIO(mp3), "mp3", 1e5)
     assert table is not None
     frames = [mp3[at : at + length] for at, length in zip(table.offsets, table.sizes, strict=True)]
