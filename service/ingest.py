@@ -7,12 +7,14 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import BinaryIO, Literal, TypeVar, cast
+from typing import Literal, TypeVar
 from weakref import WeakValueDictionary
 
-from index.audio import AudioLimits, Recording, decode
-from index.features import log_mel, quantise
+from index.audio import AudioLimits
+from index.features import quantise
 from index.tracks import Track
+from service.decode.pool import Decoding
+from service.decode.wire import Heard
 from service.ledger import Ledger, TrackAdded, TrackRemoved
 from service.ledger_records import PackedFeatures
 from service.metrics import Metrics, Stopwatch
@@ -31,20 +33,23 @@ class Ingested:
     track: Track
     cold: bool
     outcome: Literal["created", "replaced", "unchanged"]
-    recording: Recording | None
+    recording: Heard | None
 
 
 class Ingest:
     """Takes tracks in and takes them down: the only writer of ledger and collection.
 
-    Work on one track id is done one after the other, so the same upload twice at once is one track. Decoding
-    and encoding run in `settings.ingest_threads` threads; at most `settings.queue_size` uploads are in hand.
+    Work on one track id is done one after the other, so the same upload twice at once is one track.
+    `settings.ingest_threads` threads see it through decoding (in processes of their own: `service.decode`) and
+    encoding; at most `settings.queue_size` uploads are in hand.
     """
 
     def __init__(self, serving: Serving, ledger: Ledger, settings: Settings, metrics: Metrics) -> None:
         self._serving, self._ledger, self._settings, self._metrics = serving, ledger, settings, metrics
         self._limits = AudioLimits(min_s=settings.min_audio_s, max_s=settings.max_audio_s)
         self._pool = ThreadPoolExecutor(settings.ingest_threads, thread_name_prefix="ingest")
+        self.decoding = Decoding(settings, metrics)
+        metrics.decode_queue.set_function(lambda: self._pool._work_queue.qsize() + self.decoding.waiting)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._in_hand = 0
 
@@ -70,7 +75,8 @@ class Ingest:
         """Take a track in; once this returns it can be recommended, now and after any crash.
 
         Raises Problem `track_exists` for a known id with other content or metadata (unless it is to be
-        replaced), AudioError for what cannot be decoded, LedgerError when the ledger cannot be written.
+        replaced), AudioError and the Problems of `Decoding.hear` for what cannot be decoded, LedgerError when
+        the ledger cannot be written.
         """
         return await self._one_by_one(upload.track.track_id, self._pool, lambda: self._add(upload, watch))
 
@@ -112,12 +118,13 @@ class Ingest:
         origin = other if known else "audio that came with the release and cannot be compared"
         raise Problem("track_exists", f"{track_id!r} is here already, with {origin}; replace=true replaces it.")
 
-    def _analyse(self, upload: Upload, watch: Stopwatch) -> tuple[TrackAdded, Recording]:
+    def _analyse(self, upload: Upload, watch: Stopwatch) -> tuple[TrackAdded, Heard]:
         with watch.stage("decode"):
-            recording = decode(cast(BinaryIO, upload.audio), self._limits)
+            recording = self.decoding.hear(upload.audio, self._limits)
         with watch.stage("features"):
-            mel = log_mel(recording.clips)
+            mel = recording.log_mel
             features = PackedFeatures.pack(quantise(mel))
+        watch.move(recording.features_s, "decode", "features")
         track = dataclasses.replace(upload.track, duration_s=recording.duration_s)
         with watch.stage("encode"):
             embedding = self._serving.embed(track, mel)
@@ -134,7 +141,8 @@ class Ingest:
         return from_release
 
     def close(self) -> None:
-        """Finish what is being worked on and stop the threads."""
+        """End the decoding processes, finish what else is being worked on and stop the threads."""
+        self.decoding.close()
         self._pool.shutdown()
 
 
