@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from index.prior import popularity, search_with_prior
-from index.vectors import ExactIndex
+from index.exact import ExactIndex
 
 SEED = 11
 
