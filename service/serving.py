@@ -123,7 +123,8 @@ class Serving:
                 self.collection.remove(event.track_id)
             counts["added" if isinstance(event, TrackAdded) else "removed"] += 1
             after = sequence
-        log.info("ledger replayed", release=self.release.id, **counts)
+        if any(counts.values()):
+            log.info("ledger replayed", release=self.release.id, **counts)
         return after
 
     def _holds(self, head: Head) -> bool:
