@@ -107,7 +107,14 @@ class Serving:
         Raises LedgerError, and ModelError (see `embed`).
         """
         counts = {"added": 0, "removed": 0, "renewed": 0}
-        for sequence, event in ledger.replay(after, self._holds):
+
+        def held(head: Head) -> bool:
+            nonlocal after
+            if holds := self._holds(head):
+                after = head.sequence  # nobody has to look at it again
+            return holds
+
+        for sequence, event in ledger.replay(after, held):
             if isinstance(event, TrackAdded):
                 embedding = self._current(event)
                 if marks is not None:

@@ -49,6 +49,8 @@ class Swapper:
         self.preparing: str | None = None
         """The release that is being loaded."""
         metrics.show_release(current.serving.release.id, current.serving.encoder_id)
+        for outcome in ("swapped", "refused"):
+            metrics.swaps.labels(outcome)  # a series that begins with its first event hides that event
 
     def start(self) -> None:
         """Begin to look."""
