@@ -60,6 +60,7 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def _fold(settings: Settings) -> None:
+    os.nice(10)  # a service may be answering beside
     release, changes = fold_ledger(settings)
     if changes:
         _say(

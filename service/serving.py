@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from index.audience import Audience
 from index.collection import Collection
-from index.encoder import Encoder, TrackVectors
+from index.encoder import Encoder, EncoderError, TrackVectors
 from index.features import FRAMES, MELS, dequantise
 from index.fold import read_marks
 from index.matcher import Matcher
@@ -143,7 +143,13 @@ class Serving:
         """Return the event's embedding if this release's models made it, else a new one."""
         embedding = event.embedding
         if embedding.encoder_id != self.encoder_id:
-            return self.embed(event.track, dequantise(_unpacked(event)))
+            try:
+                return self.embed(event.track, dequantise(_unpacked(event)))
+            except EncoderError as error:
+                raise EncoderError(
+                    f"Release {self.release.id} cannot place {event.track_id!r} of the ledger ({error.detail}): take "
+                    "that track down, or publish a release whose encoder reads what it has."
+                ) from None
         if embedding.matcher_id != self.matcher_id:
             matching = self.match(event.track, embedding.vectors)
             return dataclasses.replace(embedding, matching=matching, matcher_id=self.matcher_id)

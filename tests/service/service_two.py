@@ -1,12 +1,11 @@
 """A folder of two releases, as an operator has it: the same songs, other models."""
 
-import dataclasses
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from index.release import MANIFEST, Manifest, Release, _identify, _read_manifest, _seal, _to_json, activate
+from index.release import CURRENT, MANIFEST, Release, activate, publish
 
 
 def one_folder(root: Path, *folders: Path) -> list[str]:
@@ -21,15 +20,15 @@ def one_folder(root: Path, *folders: Path) -> list[str]:
 
 def altered(root: Path, release_id: str, change: Callable[[Path], None] = lambda _: None, **facts: object) -> str:
     """Publish a copy of a release with some files or facts changed, checksums and all, without making it current."""
-    staging = root / ".altered"
-    shutil.copytree(root / release_id, staging)
-    change(staging)
-    manifest = _read_manifest(root / release_id / MANIFEST)
-    files = {name: _seal(staging / name) for name in manifest.files}
-    unnamed = Manifest("", manifest.created, files, {**manifest.facts, **facts})
-    made = dataclasses.replace(unnamed, id=_identify(unnamed))
-    (staging / MANIFEST).write_bytes(_to_json(made))
-    staging.rename(root / made.id)
+    release, current = Release.open(root / release_id, verify=False), os.readlink(root / CURRENT)
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(release.path, folder, dirs_exist_ok=True)
+        (folder / MANIFEST).unlink()
+        change(folder)
+
+    made = publish(root, fill, facts={**release.manifest.facts, **facts})
+    point(root, current)
     return made.id
 
 
@@ -37,4 +36,4 @@ def point(root: Path, target: str) -> None:
     """Set `current` without looking where it leads, as a hand on the command line can."""
     link = root / ".by-hand"
     link.symlink_to(target)
-    os.replace(link, root / "current")
+    os.replace(link, root / CURRENT)

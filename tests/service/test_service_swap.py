@@ -1,6 +1,7 @@
 """Another release while serving: taken up whole, with every acknowledged track, or refused with a reason."""
 
 import gc
+import json
 import threading
 import time
 import weakref
@@ -251,6 +252,19 @@ def test_a_track_that_breaks_the_new_models_refuses_the_release(client, service,
     monkeypatch.undo()
     assert service.swapper.look(again=True)
     assert client.get("/tracks/t").status_code == 200
+
+
+def test_a_track_that_has_nothing_for_the_new_encoder_refuses_the_release_by_name(client, service, root, ids, clip):
+    def deaf(folder: Path) -> None:
+        config = json.loads((folder / "encoder" / "config.json").read_text())
+        (folder / "encoder" / "config.json").unlink()
+        (folder / "encoder" / "config.json").write_text(json.dumps(config | {"towers": ["text"]}))
+
+    upload(client, clip, track_id="wordless")
+    activate(root, altered(root, ids[1], deaf))
+    check_refused(client, service, ids, "cannot place 'wordless' of the ledger (the track has no title")
+    client.delete("/tracks/wordless")
+    assert service.swapper.look(again=True)
 
 
 def test_an_answer_that_a_swap_overtakes_is_the_old_releases_wholly(client, service, root, ids, monkeypatch):
