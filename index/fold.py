@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from index.collection import CollectionView, write_collection
 from index.errors import DebutError
-from index.listening import Listening, write_audience
+from index.listening import Listening
+from index.listening_file import write_audience
 from index.release import Release, publish
 
 MARKS = "marks.npy"
@@ -103,7 +104,8 @@ def fold(root: Path, release: Release, view: CollectionView, marks: Mapping[str,
         )
         if listening is not None:
             ids = [str(listener_id) for listener_id in listening.ids.to_list()]
-            write_audience(folder / "audience", ids, *_heard(listening, view, rows), matching)
+            heard = _heard(listening, view, rows)
+            write_audience(folder / "audience", ids, *heard, matching, activity=listening.power)
         with (folder / MARKS).open("wb") as file:
             np.save(file, _marks(release, view, rows, marks), allow_pickle=False)
 

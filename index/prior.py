@@ -15,8 +15,8 @@ def popularity(listeners: ArrayLike) -> NDArray[np.float64]:
 
 def search_with_prior(
     view: VectorView, query: ArrayLike, k: int, prior: NDArray[np.float64], weight: float, allowed: Mask | None = None
-) -> tuple[NDArray[np.float64], Rows]:
-    """Return the k rows with the highest score = cosine + weight x prior[row]: scores f64 [n] and rows i64 [n].
+) -> tuple[NDArray[np.float64], Vectors, Rows]:
+    """Return the k rows with the highest score = cosine + weight x prior[row]: scores f64, cosines f32, rows i64 [n].
 
     Best first, equal scores by the smaller row; n < k where fewer rows qualify. `query` f32 [d], `prior` f64 [N] by
     row (rows beyond it are not found), `allowed` as in VectorView.search. As precise as the index's own search: the
@@ -37,13 +37,15 @@ def search_with_prior(
         near, bound = _nearest(view, wanted, depth, inside)
         popular = by_prior[:depth]
         rows = np.union1d(near, popular)
-        scores = _cosines(view, wanted, rows) + weight * prior[rows]
-        rows, scores = rows[np.isfinite(scores)], scores[np.isfinite(scores)]
+        cosines = inner_products(wanted, view.vectors(rows), np.arange(len(rows))[None])[0]
+        there = np.isfinite(cosines)
+        rows, cosines = rows[there], cosines[there]
+        scores = cosines.astype(np.float64) + weight * prior[rows]
         order = np.lexsort((rows, -scores))[:k]
         # An unread row is no nearer than the last of the one list, and has no more prior than the last of the other.
         unread = bound + weight * prior[popular[-1]] if len(popular) else -np.inf
         if depth >= len(by_prior) or bound == -np.inf or (len(order) == k and scores[order[-1]] > unread):
-            return scores[order], rows[order]
+            return scores[order], cosines[order], rows[order]
         depth *= _FASTER
 
 
@@ -52,9 +54,3 @@ def _nearest(view: VectorView, query: Vectors, count: int, allowed: Mask) -> tup
     cosines, rows = view.search(query, count, allowed)
     found = rows[0] >= 0
     return rows[0][found], float(cosines[0][-1])
-
-
-def _cosines(view: VectorView, query: Vectors, rows: Rows) -> NDArray[np.float64]:
-    stored = view.vectors(rows)
-    cosines: NDArray[np.float64] = inner_products(query, stored, np.arange(len(rows))[None])[0].astype(np.float64)
-    return cosines

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self
 
 from index.errors import DebutError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 CURRENT = "current"
 _STAGING = ".staging-"
@@ -29,7 +29,7 @@ _OWN_KEYS = frozenset(["format", "id", "created", "files"])
 class ReleaseError(DebutError):
     """A release that cannot be served or published.
 
-    Codes: release_missing, release_damaged, release_format (made by a newer Debut), release_moved (another is current).
+    Codes: release_missing, release_damaged, release_format (another Debut's), release_moved (another is current).
     """
 
     code = "release_damaged"
@@ -209,6 +209,11 @@ def _read_manifest(path: Path) -> Manifest:
             raise ReleaseError(
                 f"{path.parent} has release format {format_} and this Debut reads {FORMAT}: upgrade Debut, "
                 "or publish the release again with this version",
+                code="release_format",
+            )
+        if isinstance(format_, int) and 0 < format_ < FORMAT:
+            raise ReleaseError(
+                f"{path.parent} has release format {format_} and this Debut reads {FORMAT}: publish the release again",
                 code="release_format",
             )
         files = {name: FileEntry(entry["sha256"], entry["bytes"]) for name, entry in data["files"].items()}

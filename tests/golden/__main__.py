@@ -1,8 +1,8 @@
 """python -m tests.golden: write the golden release of the format that this code writes, and what it answers.
 
-Only when the format changes: raise index.release.FORMAT, run this, and commit the new folder beside the old ones. As
-long as Debut reads a format, its folder stays, so that every run of the tests opens it. While a format is not yet in
-anybody's hands, its folder may be written anew.
+Only when the format changes: raise index.release.FORMAT, run this, and commit the new folder. The folders of older
+formats stay as long as Debut reads them, so that every run of the tests opens them, and go with the code that reads
+them. While a format is not yet in anybody's hands, its folder may be written anew.
 """
 
 import json
@@ -16,11 +16,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from index.audience import write_audience
 from index.caption import caption
 from index.collection import write_collection
 from index.encoder import Encoder, encoder_id
 from index.fields import FieldSet, FieldSpec
+from index.listening_file import write_audience
 from index.matcher import Matcher
 from index.release import publish
 from index.tracks import Track
@@ -165,7 +165,8 @@ def fill(folder: Path) -> None:
     listener, row = np.nonzero(heard)
     write_collection(folder, tracks, heard.sum(0), vectors, matching)
     plays = RNG.integers(1, 9, len(row)).astype(np.float32)
-    write_audience(folder / "audience", [f"listener-{n}" for n in range(LISTENERS)], listener, row, plays, matching)
+    ids = [f"listener-{n}" for n in range(LISTENERS)]
+    write_audience(folder / "audience", ids, listener, row, plays, matching, activity=0.25)
 
 
 def main() -> None:

@@ -35,11 +35,12 @@ def test_it_is_the_full_ranking(weight: float, k: int) -> None:
         allowed = rng.random(n) < 0.6
         query = rng.standard_normal(12).astype(np.float32)
         query /= np.linalg.norm(query)
-        scores, rows = search_with_prior(index.view(), query, k, prior, weight, allowed)
+        scores, cosines, rows = search_with_prior(index.view(), query, k, prior, weight, allowed)
         expected, all_scores = whole(vectors, query, prior, weight, allowed, k)
         assert len(rows) == len(expected)
         assert scores == pytest.approx(all_scores[expected], abs=1e-6)
         assert scores == pytest.approx(all_scores[rows], abs=1e-6)
+        assert cosines == pytest.approx(vectors[rows] @ query, abs=1e-6)
         assert allowed[rows].all()
 
 
@@ -68,7 +69,7 @@ def test_removed_rows_and_rows_without_a_vector_are_not_found() -> None:
     index.remove([3])
     prior = np.zeros(60)
     prior[[3, 55]] = 100.0
-    _, rows = search_with_prior(index.view(), index.vectors([0])[0], 60, prior, 1.0)
+    _, _, rows = search_with_prior(index.view(), index.vectors([0])[0], 60, prior, 1.0)
     assert sorted(rows) == [row for row in range(50) if row != 3]
 
 

@@ -233,9 +233,15 @@ class TestVerify:
 
     def test_a_newer_format(self, root):
         path = publish(root, fill, facts={}).path
-        (path / MANIFEST).write_text('{"format": 2, "everything": "else is new"}')
+        (path / MANIFEST).write_text('{"format": 3, "everything": "else is new"}')
         detail = refused(path, "release_format")
-        assert "has release format 2 and this Debut reads 1: upgrade Debut" in detail
+        assert "has release format 3 and this Debut reads 2: upgrade Debut" in detail
+
+    def test_an_older_format(self, root):
+        path = publish(root, fill, facts={}).path
+        (path / MANIFEST).write_text('{"format": 1, "everything": "was otherwise"}')
+        detail = refused(path, "release_format")
+        assert "has release format 1 and this Debut reads 2: publish the release again" in detail
 
     @pytest.mark.parametrize(
         "text",
@@ -245,7 +251,7 @@ class TestVerify:
             "null",
             "{}",
             '{"format": "1"}',
-            '{"format": 1, "files": []}',
+            '{"format": 2, "files": []}',
             '{"format": 0}',
             "\xff",
             "[" * 200_000,

@@ -16,7 +16,7 @@ from service_release import songs
 from service_two import altered, one_folder, point
 from service_uploads import ogg, seeded, tone, upload
 
-from index.release import CURRENT, activate
+from index.release import CURRENT, FORMAT, activate
 from service.serving import Serving
 
 SEED = songs()[0][0].track_id
@@ -116,7 +116,9 @@ def newer(path: Path) -> None:
         pytest.param(
             lambda path: (path / "matching.faiss").unlink(), "lacks ['matching.faiss']", id="a file is missing"
         ),
-        pytest.param(newer, "has release format 99 and this Debut reads 1: upgrade Debut", id="a format to come"),
+        pytest.param(
+            newer, f"has release format 99 and this Debut reads {FORMAT}: upgrade Debut", id="a format to come"
+        ),
         pytest.param(lambda path: path.rename(path.with_name("elsewhere")), "which is no release", id="a lost folder"),
     ],
 )

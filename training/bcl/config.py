@@ -54,6 +54,8 @@ class BclConfig:
     """alpha of Swing: the larger, the less the listeners' other tracks in common count."""
     min_common: int = 2
     """Listeners that a pair of neighbours must share."""
+    least: float = 0.0
+    """Similarity that a pair of neighbours must have."""
     anchor_power: float = 0.5
     """Anchors are drawn by listeners^power."""
     supervised: str = "bpr"
@@ -112,6 +114,7 @@ class BclConfig:
             "grouping_temperature",
             "anchor_power",
             "content_dims",
+            "least",
         ):
             _check(name, getattr(self, name), getattr(self, name) >= 0)
         for name in ("unknown_rate", "dropout"):
@@ -171,7 +174,6 @@ PRESETS: dict[str, BclConfig] = {
         steps=80,
         hidden=(256,),
         dropout=0.1,
-        negatives=2,
         contrastive_weight=0.02,
         loop=LoopConfig(epochs=6, lr=6e-3, weight_decay=0.05, patience=0, precision="fp32", threads=1),
     ),

@@ -72,32 +72,34 @@ def train_bcl(
     config: BclConfig,
     progress: Progress,
     *,
+    further: Sequence[str] = (),
     saves: Path | None = None,
     board: Path | None = None,
     save_every_s: float = 600.0,
 ) -> BclResult:
     """Train BCL and save it in `directory`.
 
-    `vectors` holds LARP's "audio", "text" and "lyrics" vectors, f32 [N, width] with NaN rows where a track
-    has none. Only listens of train tracks supervise; those of valid tracks choose the epoch; those of test
-    tracks are not read. Without co-listening pairs only the contrastive loss trains, and progress says so.
-    (Playlists make listeners as well: pass each as one.) The same seed gives the same weights on the same
-    machine, whether or not the training was broken off between: one that was goes on from the folder `saves`. `board`:
-    folder of TensorBoard's curves. Raises BclError for fewer than 4 tracks, no train track, or nothing to learn from,
-    SavesError for saves of another training, TrainingError.
+    `vectors` holds LARP's "audio", "text" and "lyrics" vectors, f32 [N, width] with NaN rows where a track has none;
+    `further` columns are fields beyond the usual ones (`choose_fields`). Only listens of train tracks supervise; those
+    of valid tracks choose the epoch; those of test tracks are not read. Without co-listening pairs only the contrastive
+    loss trains, and progress says so. (Playlists make listeners as well: pass each as one.) The same seed gives the
+    same weights on the same machine, whether or not the training was broken off between: one that was goes on from the
+    folder `saves`. `board`: folder of TensorBoard's curves. Raises BclError for fewer than 4 train and valid tracks, no
+    train track, or nothing to learn from, SavesError for saves of another training, TrainingError.
     """
     began = time.monotonic()
     split = np.asarray(track_split)
     train = np.flatnonzero(split == TRAIN)
-    if len(tracks) < 4 or not len(train):
-        raise BclError(f"BCL needs 4 tracks and a train split, got {len(tracks)} tracks, {len(train)} in train")
-    config = choose_fields([tracks[row] for row in train], {n: rows[train] for n, rows in vectors.items()}, config)
-    fields = FieldSet.fit(
-        config.fields,
-        [tracks[row] for row in train],
-        {n: rows[train] for n, rows in vectors.items()},
-        config.min_count,
-    )
+    known = int((split != TEST).sum())
+    if known < FEWEST_ITEMS or not len(train):
+        raise BclError(
+            f"BCL needs {FEWEST_ITEMS} tracks in train and valid, some of them in train; got {known} and {len(train)}"
+        )
+    learnt, known_vectors = [tracks[row] for row in train], {n: rows[train] for n, rows in vectors.items()}
+    config = choose_fields(learnt, known_vectors, config, further)
+    if silent := sorted({*further} - {spec.column for spec in config.fields}):
+        progress.say(f"bcl: {', '.join(silent)} left out: no field, or the same in all train tracks that have it")
+    fields = FieldSet.fit(config.fields, learnt, known_vectors, config.min_count)
     inputs = {name: torch.from_numpy(array) for name, array in fields.transform(tracks, vectors).items()}
     pairs, validation = _supervision(listens, split, config)
     if len(fields.groups) < 2:
@@ -169,7 +171,7 @@ def _made_from(
         for part in (pairs.anchors, pairs.share, pairs.neighbours.indptr, pairs.neighbours.rows, pairs.negatives):
             data.update(part.tobytes())
     if validation:
-        for part in (validation.queries, validation.candidates, validation.truth):
+        for part in (validation.queries, validation.candidates, validation.truth.indptr, validation.truth.rows):
             data.update(part.tobytes())
     return {"settings": hashlib.sha256(config.to_json().encode()).hexdigest()[:16], "data": data.hexdigest()[:16]}
 
@@ -202,6 +204,7 @@ def _supervision(
         train,
         top=config.neighbours,
         min_common=config.min_common,
+        least=config.least,
         power=config.anchor_power,
         pairs=cast(Similarity, config.pairs),
         alpha=config.swing_alpha,
