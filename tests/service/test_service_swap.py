@@ -1,5 +1,6 @@
 """Another release while serving: taken up whole, with every acknowledged track, or refused with a reason."""
 
+import ast
 import gc
 import json
 import threading
@@ -16,6 +17,7 @@ from service_release import songs
 from service_two import altered, one_folder, point
 from service_uploads import ogg, seeded, tone, upload
 
+import service as service_package
 from index.release import CURRENT, FORMAT, activate
 from service.serving import Serving
 
@@ -296,6 +298,15 @@ def test_an_answer_that_a_swap_overtakes_is_the_old_releases_wholly(client, serv
     again = playlist(client), client.get(f"/audience/{SEED}?limit=5").json()
     assert [answer["release"] for answer in again] == [ids[1]] * 2
     assert again != expected
+
+
+def test_no_route_asks_twice_what_is_served():
+    """Between two such questions a swap could come."""
+    for path in (Path(service_package.__file__).parent / "routes").glob("*.py"):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                asked = [n for n in ast.walk(function) if isinstance(n, ast.Attribute) and n.attr == "serving"]
+                assert len(asked) <= 1, f"{path.name}: {function.name}"
 
 
 def test_the_old_release_is_let_go(client, service, root, ids, clip):
