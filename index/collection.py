@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +14,18 @@ from index.catalogue import Catalogue, CatalogueView, ReleaseFiles
 from index.catalogue_file import write_catalogue
 from index.errors import DebutError
 from index.growing import GrowingArray
-from index.segments import SegmentedIndex, SegmentedView, write_sealed
+from index.segmented import SegmentedIndex
+from index.segments import write_sealed
 from index.tracks import Track
-from index.vectors import Vectors, checked_rows, checked_vectors
+from index.vectors import VectorIndex, Vectors, VectorView, checked_rows, checked_vectors
 
 if TYPE_CHECKING:
     from index.encoder import TrackVectors
 
 PARTS = ("audio", "text")
+SPACES = ("continuation", "matching")
+
+OpenSpace = Callable[[str, Path], SegmentedIndex]
 
 
 class CollectionError(DebutError):
@@ -54,9 +58,9 @@ class CollectionView:
 
     release_id: str
     catalogue: CatalogueView
-    continuation: SegmentedView
+    continuation: VectorView
     """LARP space, 256-d: playlists."""
-    matching: SegmentedView
+    matching: VectorView
     """matching space, BCL's vectors and content: audiences."""
     audio: Parts
     text: Parts
@@ -79,6 +83,10 @@ class CollectionView:
         return live
 
 
+def _open_space(_name: str, path: Path) -> SegmentedIndex:
+    return SegmentedIndex.open(path)
+
+
 class Collection:
     """The tracks of a release while it is served.
 
@@ -91,8 +99,8 @@ class Collection:
         self,
         release_id: str,
         catalogue: Catalogue,
-        continuation: SegmentedIndex,
-        matching: SegmentedIndex,
+        continuation: VectorIndex,
+        matching: VectorIndex,
         audio: NDArray[np.float32],
         text: NDArray[np.float32],
     ) -> None:
@@ -110,14 +118,14 @@ class Collection:
         )
 
     @classmethod
-    def open(cls, release: ReleaseFiles) -> "Collection":
-        """Open the collection in `release`, vectors memory-mapped.
+    def open(cls, release: ReleaseFiles, open_space: OpenSpace = _open_space) -> "Collection":
+        """Open the collection in `release`, vectors memory-mapped, each space by `open_space`(its name, its file).
 
-        Raises CatalogueError, SegmentError, or CollectionError when files are of different sizes.
+        Raises CatalogueError, SegmentError, or CollectionError when files are of different sizes, and what
+        `open_space` raises.
         """
         catalogue = Catalogue.open(release)
-        continuation = SegmentedIndex.open(release.file("continuation.faiss"))
-        matching = SegmentedIndex.open(release.file("matching.faiss"))
+        continuation, matching = (open_space(name, release.file(f"{name}.faiss")) for name in SPACES)
         audio, text = (_mapped(release.file(f"vectors/{name}.npy")) for name in PARTS)
         sizes = {
             "tracks.parquet": catalogue.view().size,
@@ -148,12 +156,12 @@ class Collection:
         return self._view.catalogue
 
     @property
-    def continuation(self) -> SegmentedView:
+    def continuation(self) -> VectorView:
         """The LARP space now."""
         return self._view.continuation
 
     @property
-    def matching(self) -> SegmentedView:
+    def matching(self) -> VectorView:
         """The BCL space now."""
         return self._view.matching
 
@@ -249,7 +257,7 @@ def write_collection(
     whole = {name: _unit_or_missing(name, vectors[name], len(tracks)) for name in wanted}
     whole["matching"] = _unit_or_missing("matching", matching, len(tracks))
     write_catalogue(directory / "tracks.parquet", tracks, interactions)
-    for name in ("continuation", "matching"):
+    for name in SPACES:
         write_sealed(directory / f"{name}.faiss", np.nan_to_num(whole[name]))
     (directory / "vectors").mkdir(exist_ok=True)
     for name in PARTS:

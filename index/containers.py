@@ -1,5 +1,6 @@
 """Containers of audio: which of the accepted ones a file is, and whether all of it is there. Decodes nothing."""
 
+import struct
 from typing import BinaryIO, Literal
 
 from index.errors import DebutError
@@ -9,6 +10,10 @@ Container = Literal["wav", "flac", "mp3", "ogg", "mp4", "aiff", "aac"]
 ACCEPTED = "WAV, FLAC, MP3, Ogg (Opus, Vorbis), M4A/MP4, AIFF or AAC"
 
 _UNKNOWN_SIZE = (0, 0xFFFFFFFF)  # what a writer that could not seek back leaves as a RIFF size
+_CHUNKS = 4096  # chunks of a WAV or AIFF file; honest ones have a dozen
+_BOXES = 1 << 16  # outer boxes of an MP4 file, and boxes of its index; one in fragments has two of the former a second
+_NESTED = frozenset([b"trak", b"mdia", b"minf", b"stbl", b"edts", b"udta", b"ilst", b"mvex"])
+_DEPTH = 8  # boxes within boxes
 _LAST_PAGES = 2 * 65_307  # bytes: twice the largest Ogg page, so that a tag behind the last one is forgiven
 
 
@@ -84,39 +89,85 @@ def _by_magic(head: bytes, *, tagged: bool) -> Container | None:
 
 
 def _check_chunks(file: BinaryIO, order: Literal["little", "big"]) -> None:
-    """Walk the chunks of a RIFF or AIFF file up to the one that holds the samples; it must lie within the file."""
-    size, at, real_size = file_size(file), 12, 0
-    while len(head := read_at(file, at, 8)) == 8:
+    """Walk the chunks of a RIFF or AIFF file; the one that holds the samples must lie within the file."""
+    size, at, real_size, found = file_size(file), 12, 0, False
+    for _ in range(_CHUNKS):
+        head = read_at(file, at, 8)
+        if len(head) < 8:
+            break
         name, length = head[:4], int.from_bytes(head[4:], order)
         if name == b"ds64":  # RF64: sizes over 4 GiB stand here
             real_size = int.from_bytes(read_at(file, at + 16, 8), "little")
-        if name in (b"data", b"SSND"):
+        if name in (b"data", b"SSND") and not found:
+            found = True
             if name == b"data" and length in _UNKNOWN_SIZE:
+                if real_size == 0:
+                    break  # to the end of the file
                 length = real_size
             if at + 8 + length > size:
                 raise truncated(f"its header claims {length:,} bytes of sound and {size - at - 8:,} are there")
-            return
         at += 8 + length + length % 2
-    raise truncated("its header names no chunk of samples before the file ends")
+    else:
+        raise AudioError(f"the file consists of over {_CHUNKS:,} chunks; export the recording again")
+    if not found:
+        raise truncated("its header names no chunk of samples before the file ends")
 
 
 def _check_boxes(file: BinaryIO) -> None:
     """Walk the outer boxes of an MP4; each must lie within the file, and the index (moov) must be among them."""
     size, at, names = file_size(file), 0, set()
-    while len(head := read_at(file, at, 16)) >= 8:
-        length, name = int.from_bytes(head[:4], "big"), head[4:8]
-        if length == 1:
-            length = int.from_bytes(head[8:16], "big")
-        if length == 0:  # to the end of the file
-            length = size - at
+    for _ in range(_BOXES):
+        name, body, length = _box(file, at, size)
         if length < 8:
             break  # not a box: what is behind the last one is no business of ours
-        names.add(name)
         if at + length > size:
             raise truncated(f"its {name.decode('latin-1')} box claims {length:,} bytes and {size - at:,} are there")
+        if name == b"moov" and name not in names:
+            _check_index(file, at + body, at + length, _BOXES)
+        names.add(name)
         at += length
+    else:
+        raise _too_many_boxes()
     if b"moov" not in names:
         raise truncated("its index (the moov box) is missing")
+
+
+def _check_index(file: BinaryIO, at: int, end: int, left: int, depth: int = 1) -> int:
+    """Refuse an index on which FFmpeg would spend minutes or gigabytes; of `left` boxes return how many are left."""
+    while at < end:
+        name, body, length = _box(file, at, end)
+        if length < 8:
+            break
+        left -= 1
+        if left < 0:
+            raise _too_many_boxes()
+        if name == b"cmov":
+            raise AudioError("the mp4 file's index is compressed, as nothing writes it any more; export it again")
+        if name == b"stsz":  # FFmpeg makes room for as many samples as are claimed
+            each, count = struct.unpack(">II", read_at(file, at + body + 4, 8).ljust(8, b"\0"))
+            if count * (each or 4) > file_size(file):
+                raise truncated(f"its index claims {count:,} pieces of sound, more than the file can hold")
+        if name in _NESTED and depth < _DEPTH:
+            left = _check_index(file, at + body, min(end, at + length), left, depth + 1)
+        at += length
+    return left
+
+
+def _box(file: BinaryIO, at: int, end: int) -> tuple[bytes, int, int]:
+    """Name, bytes of header and of all of the box at `at`; 0 of them where there is none."""
+    head = read_at(file, at, 16)
+    if len(head) < 8:
+        return b"", 0, 0
+    length, body = int.from_bytes(head[:4], "big"), 8
+    if length == 1:
+        length, body = int.from_bytes(head[8:16], "big"), 16
+    elif length == 0:  # to the end
+        length = end - at
+    return head[4:8], body, length
+
+
+def _too_many_boxes() -> AudioError:
+    return AudioError(f"the mp4 file consists of over {_BOXES:,} boxes; export the recording again")
 
 
 def _check_last_page(file: BinaryIO) -> None:

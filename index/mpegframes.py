@@ -4,7 +4,7 @@ import math
 import os
 import re
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, NamedTuple
 
@@ -13,7 +13,9 @@ Kind = Literal["mp3", "aac"]
 _CHUNK = 1 << 20  # bytes read at once
 _SEARCH = 1 << 16  # bytes searched for the first frame before a file is called something else
 _CHAIN = 3  # frames in a row that make a find more than chance
-_TRIES = 100_000  # false frame headers looked into before a file counts as hopeless: under a second
+_TAGS = 100  # ID3 tags passed at the start of a file
+_TRIES = 20_000  # places looked into for the next frame before a file counts as hopeless: 0.1 s
+_JUNK = 1 << 24  # bytes searched for the next frame before it does: a picture behind the sound is smaller
 _DECODER_DELAY = 529  # samples an MP3 decoder adds: 528 of the filter bank and 1
 
 
@@ -71,9 +73,12 @@ def file_size(file: BinaryIO) -> int:
 
 
 def after_id3(file: BinaryIO) -> int:
-    """The offset behind the ID3v2 tags that a file begins with; beyond the end of the file when a tag was cut."""
+    """The offset behind the (up to 100) ID3v2 tags that a file begins with; beyond the file's end when one was cut."""
     offset = 0
-    while (head := read_at(file, offset, 10))[:3] == b"ID3" and len(head) == 10:
+    for _ in range(_TAGS):
+        head = read_at(file, offset, 10)
+        if head[:3] != b"ID3" or len(head) < 10:
+            break
         footer = 10 if head[5] & 0x10 else 0
         offset += 10 + footer + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9])
     return offset
@@ -82,11 +87,11 @@ def after_id3(file: BinaryIO) -> int:
 def first_frame(file: BinaryIO, kind: Kind) -> int | None:
     """The offset of the first frame that two more (or the end of the file) follow, or None within 64 KiB."""
     start = after_id3(file)
-    chunk = read_at(file, start, _SEARCH)
-    parse = _PARSERS[kind]
-    for match in _HEADERS[kind].finditer(chunk):
-        if _is_chain(file, start + match.start(), parse, at_start=match.start() == 0):
-            return start + match.start()
+    headers = _Headers(file, kind)
+    headers.load(start, _SEARCH)
+    for at in headers.candidates(start):
+        if headers.is_chain(at, _CHAIN, at_start=at == start):
+            return at
     return None
 
 
@@ -114,32 +119,72 @@ def frame_table(file: BinaryIO, kind: Kind, limit_s: float) -> FrameTable | None
     return FrameTable(codec, rate, frame.samples, offsets, sizes, known.skip, known.padding, missing)
 
 
+class _Headers:
+    """The frame headers of a file: those in the bytes at hand (`chunk`, from `base` on) cost no read."""
+
+    def __init__(self, file: BinaryIO, kind: Kind) -> None:
+        self.end = file_size(file)
+        self.chunk, self.base = b"", 0
+        self._file, self._parse, self._pattern = file, _PARSERS[kind], _HEADERS[kind]
+
+    def load(self, at: int, count: int = _CHUNK) -> None:
+        """Take the bytes from `at` on in hand."""
+        self.chunk, self.base = read_at(self._file, at, count), at
+
+    def candidates(self, at: int) -> Iterator[int]:
+        """Where, from `at` to the end of the bytes at hand, a header may stand."""
+        base = self.base
+        return (base + match.start() for match in self._pattern.finditer(self.chunk, at - base))
+
+    def frame(self, at: int) -> Frame | None:
+        """The frame whose header stands at `at`."""
+        place = at - self.base
+        if 0 <= place <= len(self.chunk) - 8:
+            return self._parse(self.chunk, place)
+        return self._parse(read_at(self._file, at, 8), 0)
+
+    def is_chain(self, at: int, links: int, *, at_start: bool = False) -> bool:
+        """Whether `links` like frames follow each other from `at`; at the start of a file its end may come sooner."""
+        first: Frame | None = None
+        for link in range(links):
+            frame = self.frame(at)
+            if frame is None or (first is not None and frame.stream != first.stream):
+                return False
+            first = first or frame
+            at += frame.size
+            if at >= self.end:
+                return at_start or link > 0
+        return True
+
+
 class _Scanner:
     """One pass over the frames of a stream, from header to header."""
 
     def __init__(self, file: BinaryIO, kind: Kind, like: Frame) -> None:
-        self._file, self._like = file, like
-        self._parse, self._header = _PARSERS[kind], _HEADERS[kind]
-        self._end = file_size(file)
-        self._tries = _TRIES
+        self._headers, self._like, self._parse = _Headers(file, kind), like, _PARSERS[kind]
+        self._shortest = 4 if kind == "mp3" else 7  # bytes of a header
+        self._tries, self._junk = _TRIES, _JUNK
 
     def scan(self, at: int, limit: int) -> "tuple[array[int], array[int], str | None]":
         """Offsets and sizes of up to `limit` frames from `at` on, and what is missing at the end."""
         offsets, sizes = array("q"), array("i")
-        chunk, base = b"", at
-        while at < self._end and len(offsets) < limit:
-            if at - base + 8 > len(chunk) and base + len(chunk) < self._end:
-                chunk, base = read_at(self._file, at, _CHUNK), at
+        headers, end = self._headers, self._headers.end
+        headers.load(at)
+        chunk, base = headers.chunk, headers.base
+        while at < end and len(offsets) < limit:
+            if at - base + 8 > len(chunk) and base + len(chunk) < end:
+                headers.load(at)
+                chunk, base = headers.chunk, headers.base
             frame = self._parse(chunk, at - base)
             if frame is None or frame.stream != self._like.stream or frame.samples != self._like.samples:
+                stub = end - at < self._shortest and chunk[at - base : at - base + 1] == b"\xff"
                 found = self._resume(at + 1)
                 if found is None:
-                    stub = self._end - at < 4 and chunk[at - base : at - base + 1] == b"\xff"
                     return offsets, sizes, "the last frame is cut" if stub else None
-                at = found
+                at, chunk, base = found, headers.chunk, headers.base
                 continue
-            if at + frame.size > self._end:
-                lacking = at + frame.size - self._end
+            if at + frame.size > end:
+                lacking = at + frame.size - end
                 return offsets, sizes, f"the last frame lacks {lacking} of {frame.size} bytes"
             offsets.append(at)
             sizes.append(frame.size)
@@ -149,44 +194,26 @@ class _Scanner:
     def _resume(self, at: int) -> int | None:
         """Where the stream goes on behind damage, tags or padding (two of its frames in a row), or None.
 
-        Raises ValueError when a file holds so much that looks like a frame and is none that it was made for
-        it.
+        Raises ValueError when a file holds so much that is no frame, or looks like one and is none, that it
+        was made for it.
         """
-        while at < self._end:
-            chunk = read_at(self._file, at, _CHUNK)
-            for match in self._header.finditer(chunk):
+        headers, start = self._headers, at
+        while at < headers.end:
+            if not headers.base <= at < headers.base + len(headers.chunk) - 8:
+                headers.load(at)
+            for place in headers.candidates(at):
                 self._tries -= 1
-                if self._tries < 0:
+                if self._tries < 0 or self._junk < place - start:
                     raise ValueError("more damage than sound")
-                frame = self._parse(chunk, match.start())
-                if frame is None or frame.stream != self._like.stream:
-                    continue
-                if _is_chain(self._file, at + match.start(), self._parse, links=2):
-                    return at + match.start()
-            at += len(chunk) - 8 if at + len(chunk) < self._end else len(chunk)
+                frame = headers.frame(place)
+                if frame is not None and frame.stream == self._like.stream and headers.is_chain(place, 2):
+                    self._junk -= place - start
+                    return place
+            behind = headers.base + len(headers.chunk)
+            at = behind - 8 if behind < headers.end else behind
+            if self._junk < at - start:
+                raise ValueError("more damage than sound")
         return None
-
-
-def _is_chain(
-    file: BinaryIO,
-    at: int,
-    parse: Parser,
-    *,
-    links: int = _CHAIN,
-    at_start: bool = False,
-) -> bool:
-    """Whether `links` like frames follow each other from `at`; at the start of a file its end may come sooner."""
-    end = file_size(file)
-    first: Frame | None = None
-    for link in range(links):
-        frame = parse(read_at(file, at, 8), 0)
-        if frame is None or (first is not None and frame.stream != first.stream):
-            return False
-        first = first or frame
-        at += frame.size
-        if at >= end:
-            return at_start or link > 0
-    return True
 
 
 def _info(data: bytes) -> _Header | None:

@@ -1,272 +1,208 @@
-"""The index that serves: the release's sealed FAISS segment, a fresh one and tombstones, searched as one."""
+"""Sealed segments: vectors in a FAISS index, written once, memory-mapped, searched by any number of readers."""
 
-import os
 import threading
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import faiss as untyped_faiss
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from index.errors import DebutError
-from index.vectors import (
-    ExactIndex,
-    ExactView,
-    Mask,
-    Rows,
-    Vectors,
-    best,
-    checked_queries,
-    checked_rows,
-    checked_vectors,
-    inner_products,
-    slack,
+from index.segmentfile import (
+    HNSW_FROM,
+    Kind,
+    SegmentError,
+    faiss,
+    kind_for,
+    mapped_index,
+    present,
+    save_index,
+    sealed_index,
+    stored_vectors,
+    taken_apart,
 )
+from index.vectors import Mask, Rows, Vectors, checked_vectors, slack
 
-faiss: Any = untyped_faiss  # its type stubs know neither selectors nor search parameters
+__all__ = ["HNSW_FROM", "SealedSegment", "SegmentError", "write_sealed"]
 
-HNSW_FROM = 200_000
-"""Vectors from which a sealed segment is an HNSW graph: below, an exact scan is quick enough."""
+HNSW_SEARCH = 200
+"""efSearch of an unfiltered search, for up to 100 results."""
 
-HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 24, 200, 200
-"""M, efConstruction and efSearch."""
+IVF_PROBES = 64
+"""Lists an unfiltered search of an ivf segment looks into, of 4 sqrt(n)."""
 
-STEP_PRICE = 50
-"""Vectors an exact scan passes in one step of an HNSW beam: 32 ns against 1.8 us at 256-d on one core."""
+STEP_PRICE = 35
+"""Vectors a scan of what a filter passes takes for one step of an HNSW beam: 90 ns against 3.2 us at 1M x 256."""
 
+_FILTERED = 1.1
+"""Slots for each allowed one from which a filter is at work, not just tombstones."""
 
 _SPARE = 8
 """Candidates fetched beyond k, for scores that change places once they are computed precisely."""
 
-
-class SegmentError(DebutError):
-    """A sealed segment cannot be read."""
-
-    code = "segment_damaged"
+_ON_GPU = 2048
+"""Results a GPU index can return."""
 
 
-def write_sealed(path: Path, vectors: ArrayLike, *, hnsw_from: int = HNSW_FROM, threads: int | None = None) -> None:
+def write_sealed(
+    path: Path,
+    vectors: ArrayLike,
+    *,
+    kind: Kind | None = None,
+    hnsw_from: int = HNSW_FROM,
+    threads: int | None = None,
+) -> None:
     """Write vectors f32 [n, d], row by row, as a FAISS inner-product index that SealedSegment reads.
 
     A row without a vector is all zero: it keeps its place, so that rows are the release's rows, and is never
-    found. All other vectors must have norm 1 (ValueError). Flat below `hnsw_from` vectors, HNSW from there
-    on. With more than one thread (None: all cores) FAISS links an HNSW graph in no fixed order: same vectors,
-    slightly different graph.
+    found. All other vectors must have norm 1 (ValueError). Without a `kind`: scan below `hnsw_from` vectors,
+    hnsw from there on. With more than one thread (None: all cores) FAISS links an HNSW graph in no fixed
+    order: same vectors, slightly different graph.
     """
     array = np.ascontiguousarray(vectors, dtype=np.float32)
     if array.ndim != 2 or not array.size:
         raise ValueError(f"vectors must be of shape [n, d] and not empty, not {list(array.shape)}")
     checked_vectors(array[array.any(axis=1)], array.shape[1])
-    index = _new_faiss_index(array.shape[1], hnsw=len(array) >= hnsw_from)
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(threads or os.cpu_count() or 1)
-    try:
-        index.add(array)
-    finally:
-        faiss.omp_set_num_threads(before)
-    staged = path.with_name(f".{path.name}.part")
-    faiss.write_index(index, str(staged))
-    with staged.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(staged, path)
-
-
-def _new_faiss_index(dims: int, *, hnsw: bool) -> Any:
-    if not hnsw:
-        return faiss.IndexFlatIP(dims)
-    index = faiss.IndexHNSWFlat(dims, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = HNSW_BUILD
-    return index
+    save_index(path, sealed_index(array, kind or kind_for(len(array), hnsw_from), threads=threads))
 
 
 class SealedSegment:
-    """A FAISS index file, memory-mapped and never written: rows 0 to n - 1, any number of readers."""
+    """A FAISS index that is never written: slots 0 to n - 1, any number of readers."""
 
-    def __init__(self, path: Path) -> None:
-        """Map the file at `path`; raises SegmentError when it is not an index that write_sealed writes."""
-        try:
-            self.faiss_index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-        except (RuntimeError, MemoryError) as error:
-            raise SegmentError(f"{path} cannot be read as a FAISS index ({_reason(error)}): publish again") from error
-        self.hnsw = isinstance(self.faiss_index, faiss.IndexHNSWFlat)
-        storage = faiss.downcast_index(self.faiss_index.storage) if self.hnsw else self.faiss_index
-        if not isinstance(storage, faiss.IndexFlat) or self.faiss_index.metric_type != faiss.METRIC_INNER_PRODUCT:
-            raise SegmentError(f"{path} is not a flat or HNSW inner-product index: publish again")
-        self._storage: Any = storage  # exact scans, also of an HNSW graph's own vectors
+    def __init__(self, source: Path | Any) -> None:
+        """Map the file at `source`, or take a FAISS index; SegmentError unless it is one that write_sealed writes."""
+        self.path = source if isinstance(source, Path) else None
+        self.faiss_index: Any = mapped_index(source) if isinstance(source, Path) else source
+        self.kind, self._rough, self._storage = taken_apart(self.faiss_index, str(self.path))
         self.dims = int(self.faiss_index.d)
-        self.stored: Vectors = faiss.rev_swig_ptr(storage.get_xb(), int(self.faiss_index.ntotal) * self.dims).reshape(
-            -1, self.dims
-        )
-        self.stored.flags.writeable = False
-        self.present: Mask = _present(self.stored)
+        self.stored: Vectors = stored_vectors(self._storage)
+        """f32 [n, d]"""
+        self.present: Mask = present(self.stored, self.path)
+        """bool [n]: which slots hold a vector."""
+        self._gpu = _Gpu(self._storage) if faiss.get_num_gpus() else None
 
     def __len__(self) -> int:
         return len(self.stored)
 
-    def candidates(self, queries: Vectors, k: int, allowed: Mask, count: int) -> Rows:
-        """Return rows i64 [q, m], the k best of the `count` rows in `allowed` bool [n] among them; -1: none.
+    @property
+    def exact(self) -> bool:
+        """Whether candidates are certain to hold the best."""
+        return self.kind in ("exact", "scan")
 
-        In a flat segment they are certainly among them; in HNSW nearly always, and there are always min(k,
-        count).
+    def candidates(self, queries: Vectors, k: int, allowed: Mask, count: int) -> Rows:
+        """Return slots i64 [q, m], the k best of the `count` slots in `allowed` bool [n] among them; -1: none.
+
+        In an exact segment they are certainly among them, in the others nearly always, and there are always
+        min(k, count).
         """
         k = min(k, count)
         if k == 0:
             return np.full((len(queries), 0), -1, dtype=np.int64)
-        beam = int(max(HNSW_SEARCH, 2 * k) * len(self) / count)  # so many near rows hold 2 k (or more) allowed ones
-        if not self.hnsw or count <= STEP_PRICE * beam:
-            return self._exact(queries, k, allowed, count)
-        return self._near(queries, k, allowed, count, min(beam, len(self)))
+        thinner = len(self) / count  # so much wider a look holds as many allowed slots
+        filtered = thinner > _FILTERED
+        if self.kind == "hnsw":
+            aimed = max(HNSW_SEARCH, 4 * k if filtered else 2 * k)
+            beam = min(int(aimed * thinner), len(self))
+            if count > STEP_PRICE * beam:
+                slots, met = self._walked(queries, k, None if count == len(self) else allowed, beam)
+                trusted = met >= (aimed // 2 if filtered else k)
+                return slots if trusted.all() else self._completed(slots, trusted, queries, k, allowed, count)
+        elif self.kind == "ivf":
+            probes = int(IVF_PROBES * thinner)
+            if 2 * probes < self._rough.nlist:
+                slots = self._probed(queries, k, allowed, count, probes)
+                trusted = (slots >= 0).sum(axis=1) >= k
+                return slots if trusted.all() else self._completed(slots, trusted, queries, k, allowed, count)
+        return self._exact(queries, k, allowed, count)
 
-    def _near(self, queries: Vectors, k: int, allowed: Mask, count: int, beam: int) -> Rows:
-        """Walk the graph for the `beam` nearest rows of all and keep those allowed; scan where that leaves
-        too few.
+    def _walked(self, queries: Vectors, k: int, allowed: Mask | None, beam: int) -> tuple[Rows, NDArray[np.int64]]:
+        """Walk the graph for the `beam` nearest slots of all; keep the best allowed (None: all are), count them.
 
         FAISS could filter while it walks, but it then fills up with whatever it happened to pass, without a
-        word.
+        word. A count far below what the filter lets expect says the same here: the filter keeps out the
+        query's surroundings, and far from them a beam has gaps.
         """
         parameters = faiss.SearchParametersHNSW(efSearch=beam)
-        rows: Rows = self.faiss_index.search(queries, beam, params=parameters)[1]
-        passed = (rows >= 0) & allowed[rows]
-        order = np.argsort(~passed, axis=1, kind="stable")[:, : k + _SPARE]
-        found = np.where(np.take_along_axis(passed, order, 1), np.take_along_axis(rows, order, 1), -1)
-        short = np.flatnonzero(passed.sum(axis=1) < k)
-        if len(short):
-            scanned = self._exact(queries[short], k, allowed, count)
-            wider = np.full((len(queries), max(found.shape[1], scanned.shape[1])), -1, dtype=np.int64)
-            wider[:, : found.shape[1]] = found
-            wider[short] = -1
-            wider[short, : scanned.shape[1]] = scanned
-            found = wider
-        return found
+        fetched = min(k + _SPARE, len(self)) if allowed is None else beam
+        slots: Rows = self.faiss_index.search(queries, fetched, params=parameters)[1]
+        if allowed is None:
+            return slots, (slots >= 0).sum(axis=1)
+        passed = (slots >= 0) & allowed[slots]
+        found = np.full((len(queries), k + _SPARE), -1, dtype=np.int64)
+        for line, near, good in zip(found, slots, passed, strict=True):
+            kept = near[good][: k + _SPARE]
+            line[: len(kept)] = kept
+        return found, passed.sum(axis=1)
+
+    def _probed(self, queries: Vectors, k: int, allowed: Mask, count: int, probes: int) -> Rows:
+        """Look through the nearest lists; the codes are rough, so twice as many are fetched as are wanted."""
+        parameters = faiss.SearchParametersIVF(nprobe=probes, sel=None if count == len(self) else _bitmap(allowed))
+        slots: Rows = self._rough.search(queries, min(count, 2 * k + _SPARE), params=parameters)[1]
+        return slots
+
+    def _completed(self, slots: Rows, trusted: Mask, queries: Vectors, k: int, allowed: Mask, count: int) -> Rows:
+        """Return `slots` [q, m] with a scan's instead for the queries that are not `trusted` [q]."""
+        short = np.flatnonzero(~trusted)
+        scanned = self._exact(queries[short], k, allowed, count)
+        wider = np.full((len(queries), max(slots.shape[1], scanned.shape[1])), -1, dtype=np.int64)
+        wider[:, : slots.shape[1]] = slots
+        wider[short] = -1
+        wider[short, : scanned.shape[1]] = scanned
+        return wider
 
     def _exact(self, queries: Vectors, k: int, allowed: Mask, count: int) -> Rows:
         """Scan, and fetch more than k, until nothing beyond can be among the k best once scored precisely."""
-        parameters = None
-        if count < len(self):
-            bits = np.packbits(allowed, bitorder="little")
-            parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
+        scanned, parameters = self._scanned(allowed, count)
         fetched = min(count, k + _SPARE + k // 32)
-        doubt = 2 * slack(queries, self.dims)
+        doubt = 2 * self._error(queries, rounded=scanned is not self._storage)
         while True:
-            rough, rows = self._storage.search(queries, fetched, params=parameters)
+            if self._gpu is not None and parameters is None and fetched <= _ON_GPU:
+                rough, slots = self._gpu.search(queries, fetched)
+            else:
+                rough, slots = scanned.search(queries, fetched, params=parameters)
             if fetched == count or bool((rough[:, -1] < rough[:, k - 1] - doubt).all()):
-                return np.asarray(rows, dtype=np.int64)
+                return np.asarray(slots, dtype=np.int64)
             fetched = min(count, 4 * fetched)
 
+    def _scanned(self, allowed: Mask, count: int) -> tuple[Any, Any]:
+        """Return the index to scan and FAISS's parameters for it.
 
-def _present(stored: Vectors) -> Mask:
-    """Return which rows hold a vector: all but the all-zero ones. Most need one look at one number."""
-    present: Mask = stored[:, 0] != 0
-    unsure = np.flatnonzero(~present)
-    present[unsure] = stored[unsure].any(axis=1)
-    return present
+        A flat index goes straight to the slots that are listed, at 50 to 90 ns each; every other filter is
+        asked about each slot.
+        """
+        if 2 * count < len(self):
+            return self._storage, faiss.SearchParameters(sel=faiss.IDSelectorArray(np.flatnonzero(allowed)))
+        whole = self._rough if self.kind == "scan" else self._storage
+        return whole, None if count == len(self) else faiss.SearchParameters(sel=_bitmap(allowed))
 
+    def _error(self, queries: Vectors, *, rounded: bool) -> NDArray[np.float64]:
+        """Bound the error [q] of a scan's products: that of float32 and, with `rounded` vectors, that of float16.
 
-def _reason(error: Exception) -> str:
-    """Return the end of FAISS's message, which begins with a C++ signature."""
-    return str(error).rpartition("failed: ")[2].strip() or type(error).__name__
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentedView:
-    """A SegmentedIndex at one instant."""
-
-    sealed: SealedSegment
-    live: Mask
-    """bool [sealed rows]: False for tombstones and rows that never had a vector. Copied on each removal."""
-    live_count: int
-    fresh: ExactView
-
-    @property
-    def dims(self) -> int:
-        """Length of a vector."""
-        return self.sealed.dims
-
-    def __len__(self) -> int:
-        return self.live_count + len(self.fresh)
-
-    def search(self, queries: ArrayLike, k: int, allowed: Mask | None = None) -> tuple[Vectors, Rows]:
-        """See VectorView.search. Exact for a flat sealed segment."""
-        wanted = checked_queries(queries, self.dims, k)
-        mask, count = self._allowed(allowed)
-        rows = self.sealed.candidates(wanted, k, mask, count)
-        scores = inner_products(wanted, self.sealed.stored, rows)
-        if len(self.fresh):
-            more = self.fresh.search(wanted, k, allowed)
-            scores, rows = np.hstack((scores, more[0])), np.hstack((rows, more[1]))
-        return best(scores, rows, k)
-
-    def vectors(self, rows: ArrayLike) -> Vectors:
-        """See VectorView.vectors."""
-        wanted = checked_rows(rows)
-        found = self.fresh.vectors(wanted)
-        inside = np.flatnonzero(wanted < len(self.sealed))
-        inside = inside[self.live[wanted[inside]]]
-        found[inside] = self.sealed.stored[wanted[inside]]
-        return found
-
-    def _allowed(self, allowed: Mask | None) -> tuple[Mask, int]:
-        if allowed is None:
-            return self.live, self.live_count
-        mask = np.zeros(len(self.sealed), dtype=bool)
-        inside = min(len(mask), len(allowed))
-        np.logical_and(self.live[:inside], allowed[:inside], out=mask[:inside])
-        return mask, int(mask.sum())
+        float16 rounds a number by at most 2^-11 of it, or by 2^-25 where it is tiny; Cauchy-Schwarz does the
+        rest.
+        """
+        bound = slack(queries, self.dims)
+        if rounded:
+            norms = np.linalg.norm(queries.astype(np.float64), axis=1)
+            bound = bound + norms * (2.0**-11 * 1.01 + self.dims**0.5 * 2.0**-25)
+        return bound
 
 
-class SegmentedIndex:
-    """The VectorIndex of the service. A sealed row that is added again lives in the fresh segment."""
+def _bitmap(allowed: Mask) -> Any:
+    return faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
 
-    def __init__(self, sealed: SealedSegment) -> None:
-        self.dims = sealed.dims
-        self._writing = threading.Lock()
-        self._fresh = ExactIndex(sealed.dims)
-        self._view = SegmentedView(sealed, sealed.present, int(sealed.present.sum()), self._fresh.view())
 
-    @classmethod
-    def open(cls, path: Path) -> "SegmentedIndex":
-        """Map the sealed segment at `path`; raises SegmentError."""
-        return cls(SealedSegment(path))
+class _Gpu:
+    """Exact float32 scans on all GPUs that FAISS sees; a GPU index takes one search at a time.
 
-    def __len__(self) -> int:
-        return len(self._view)
+    Nobody has run this on a GPU yet: the tests let a CPU index stand for it.
+    """
 
-    def view(self) -> SegmentedView:
-        """See VectorIndex.view."""
-        return self._view
+    def __init__(self, storage: Any) -> None:
+        self._index = faiss.index_cpu_to_all_gpus(storage)
+        self._one = threading.Lock()
 
-    def search(self, queries: ArrayLike, k: int, allowed: Mask | None = None) -> tuple[Vectors, Rows]:
-        """See VectorView.search."""
-        return self._view.search(queries, k, allowed)
-
-    def vectors(self, rows: ArrayLike) -> Vectors:
-        """See VectorView.vectors."""
-        return self._view.vectors(rows)
-
-    def add(self, rows: ArrayLike, vectors: ArrayLike) -> None:
-        """See VectorIndex.add."""
-        with self._writing:
-            self._fresh.add(rows, vectors)
-            self._publish(checked_rows(rows))
-
-    def remove(self, rows: ArrayLike) -> int:
-        """See VectorIndex.remove."""
-        with self._writing:
-            wanted = np.unique(checked_rows(rows))
-            before = len(self._view)
-            self._fresh.remove(wanted)
-            self._publish(wanted)
-            return before - len(self._view)
-
-    def _publish(self, buried: Rows) -> None:
-        """Publish the fresh segment and tombstones for `buried` rows of the sealed one, as one view."""
-        view = self._view
-        buried = buried[buried < len(view.sealed)]
-        buried = buried[view.live[buried]]
-        live = view.live
-        if len(buried):
-            live = live.copy()
-            live[buried] = False
-        self._view = replace(view, live=live, live_count=view.live_count - len(buried), fresh=self._fresh.view())
+    def search(self, queries: Vectors, k: int) -> tuple[Vectors, Rows]:
+        """Return scores f32 [q, k], rounded as a GPU rounds, and slots i64 [q, k]."""
+        with self._one:
+            found: tuple[Vectors, Rows] = self._index.search(queries, k)
+            return found

@@ -22,7 +22,7 @@ def fold_ledger(settings: Settings) -> tuple[Release, Changes]:
         raise FoldError(f"{root} is one release: set DEBUT_RELEASES to the folder of releases that it lies in")
     ledger = SqliteLedger(settings.ledger, read_only=True)
     try:
-        serving = Serving.open(settings)
+        serving = Serving.open(settings.model_copy(update={"index": "faiss"}))  # the files, and nobody's Milvus
         marks: dict[str, int] = {}
         serving.replay(ledger, marks=marks)
     finally:

@@ -7,15 +7,14 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import BinaryIO, Literal, TypeVar, cast
+from typing import Literal, TypeVar
 from weakref import WeakValueDictionary
 
-import numpy as np
-from numpy.typing import NDArray
-
-from index.audio import AudioLimits, Recording, decode
-from index.features import log_mel, quantise
+from index.audio import AudioLimits
+from index.features import quantise
 from index.tracks import Track
+from service.decode.pool import Decoding
+from service.decode.wire import Heard
 from service.ledger import Ledger, TrackAdded, TrackRemoved
 from service.ledger_records import PackedFeatures
 from service.metrics import Metrics, Stopwatch
@@ -34,7 +33,7 @@ class Ingested:
     track: Track
     cold: bool
     outcome: Literal["created", "replaced", "unchanged"]
-    recording: Recording | None
+    recording: Heard | None
     release_id: str
 
 
@@ -52,22 +51,24 @@ class _Analysed:
     """What an upload holds, whichever models are to read it."""
 
     track: Track
-    recording: Recording
-    mel: NDArray[np.float32]
+    recording: Heard
     features: PackedFeatures
 
 
 class Ingest:
     """Takes tracks in and takes them down: the only writer of ledger and collection.
 
-    Work on one track id is done one after the other, so the same upload twice at once is one track. Decoding
-    and encoding run in `settings.ingest_threads` threads; at most `settings.queue_size` uploads are in hand.
+    Work on one track id is done one after the other, so the same upload twice at once is one track.
+    `settings.ingest_threads` threads see it through decoding (in processes of their own: `service.decode`) and
+    encoding; at most `settings.queue_size` uploads are in hand.
     """
 
     def __init__(self, current: Current, ledger: Ledger, settings: Settings, metrics: Metrics) -> None:
         self._current, self._ledger, self._settings, self._metrics = current, ledger, settings, metrics
         self._limits = AudioLimits(min_s=settings.min_audio_s, max_s=settings.max_audio_s)
         self._pool = ThreadPoolExecutor(settings.ingest_threads, thread_name_prefix="ingest")
+        self.decoding = Decoding(settings, metrics)
+        metrics.decode_queue.set_function(lambda: self._pool._work_queue.qsize() + self.decoding.waiting)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._in_hand = 0
 
@@ -93,7 +94,8 @@ class Ingest:
         """Take a track in; once this returns it can be recommended, now and after any crash.
 
         Raises Problem `track_exists` for a known id with other content or metadata (unless it is to be
-        replaced), AudioError for what cannot be decoded, LedgerError when the ledger cannot be written.
+        replaced), AudioError and the Problems of `Decoding.hear` for what cannot be decoded, LedgerError when
+        the ledger cannot be written.
         """
         return await self._one_by_one(upload.track.track_id, self._pool, lambda: self._add(upload, watch))
 
@@ -120,7 +122,7 @@ class Ingest:
                 return Ingested(known, catalogue.is_cold(old), "unchanged", None, serving.release.id)
             analysed = analysed or self._analyse(upload, watch)
             with watch.stage("encode"):
-                embedding = serving.embed(analysed.track, analysed.mel)
+                embedding = serving.embed(analysed.track, analysed.recording.log_mel)
             event = TrackAdded(analysed.track, upload.content_sha256, analysed.features, embedding, _now())
             if (cold := self._commit(serving, event, watch)) is not None:
                 outcome: Literal["created", "replaced"] = "created" if old is None else "replaced"
@@ -152,12 +154,12 @@ class Ingest:
 
     def _analyse(self, upload: Upload, watch: Stopwatch) -> _Analysed:
         with watch.stage("decode"):
-            recording = decode(cast(BinaryIO, upload.audio), self._limits)
+            recording = self.decoding.hear(upload.audio, self._limits)
         with watch.stage("features"):
-            mel = log_mel(recording.clips)
-            features = PackedFeatures.pack(quantise(mel))
+            features = PackedFeatures.pack(quantise(recording.log_mel))
+        watch.move(recording.features_s, "decode", "features")
         track = dataclasses.replace(upload.track, duration_s=recording.duration_s)
-        return _Analysed(track, recording, mel, features)
+        return _Analysed(track, recording, features)
 
     def _remove(self, track_id: str) -> Removed | None:
         with self._current.committing:
@@ -172,7 +174,8 @@ class Ingest:
         return Removed(int(catalogue.origins[row]) >= 0, in_ledger, serving.release.id)
 
     def close(self) -> None:
-        """Finish what is being worked on and stop the threads."""
+        """End the decoding processes, finish what else is being worked on and stop the threads."""
+        self.decoding.close()
         self._pool.shutdown()
 
 

@@ -52,6 +52,15 @@ class Metrics:
         self.refused = Counter(
             "debut_uploads_refused", "Uploads refused because the queue was full.", registry=registry
         )
+        self.decode_queue = Gauge(
+            "debut_decode_queue", "Uploads that arrived and wait for a thread or a decoding process.", registry=registry
+        )
+        self.decode_replaced = Counter(
+            "debut_decode_workers_replaced",
+            "Decoding processes replaced: time, cpu, memory, crash, start, unheard (gone between files), retired.",
+            ("reason",),
+            registry=registry,
+        )
         self.tracks = Gauge("debut_index_vectors", "Tracks that can be recommended.", registry=registry)
         self.ledger_events = Gauge("debut_ledger_events", "Events in the ledger.", registry=registry)
         self.release = Gauge(
@@ -93,6 +102,11 @@ class Stopwatch:
         started = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started
+
+    def move(self, seconds: float, stage: str, to: str) -> None:
+        """Count `seconds` of a stage as part of another."""
+        self.seconds[stage] -= seconds
+        self.seconds[to] = self.seconds.get(to, 0.0) + seconds
 
     @property
     def elapsed(self) -> float:

@@ -47,13 +47,16 @@ KINDS: dict[str, Kind] = {
     "audio_too_short": Kind(422, "The audio is too short"),
     "audio_too_long": Kind(422, "The audio is too long"),
     "audio_no_stream": Kind(422, "The file holds no audio"),
+    "decode_failed": Kind(422, "Decoding the audio was given up"),
     "invalid_request": Kind(422, "The request does not fit"),
     "missing_part": Kind(422, "A part of the upload is missing"),
     "unknown_seeds": Kind(422, "No seed is known"),
     "internal": Kind(500, "Something broke on our side"),
     "queue_full": Kind(503, "Too many uploads at once"),
+    "index_unavailable": Kind(503, "The vector index does not answer"),
     "ledger_unwritable": Kind(503, "The ledger cannot be written"),
     "not_ready": Kind(503, "The service is not ready"),
+    "spool_full": Kind(507, "There is no room for the upload"),
 }
 
 # The setting that moves the limit, for errors that index raises without knowing of settings.

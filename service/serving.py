@@ -22,6 +22,7 @@ from index.tracks import Track
 from index.vectors import checked_vectors
 from service.ledger import Embedding, Head, Ledger, LedgerError, TrackAdded
 from service.settings import Settings
+from service.spaces import open_space
 
 log = structlog.get_logger("debut.serving")
 
@@ -60,7 +61,7 @@ class Serving:
             release=release,
             encoder=encoder,
             matcher=matcher,
-            collection=Collection.open(release),
+            collection=Collection.open(release, open_space(settings, release.id)),
             audience=Audience.open(release),
             encoder_id=encoder.id,
             matcher_id=_matcher_id(release),

@@ -47,6 +47,17 @@ class Settings(BaseSettings):
         description="SQLite file of all tracks taken in or down.",
     )
 
+    index: Literal["faiss", "milvus"] = Field(
+        default="faiss", description="What searches the release's vectors: FAISS in this process, or Milvus."
+    )
+    milvus_uri: str = Field(
+        default="http://127.0.0.1:19530",
+        description="Where Milvus is: http(s)://host:port, or a path ending in .db for Milvus Lite.",
+    )
+    milvus_token_file: Path | None = Field(
+        default=None, description="File with Milvus's `user:password` or API key; without it none is sent."
+    )
+
     max_upload_bytes: Count = Field(
         default=64 * 2**20, description="Largest upload, in bytes, multipart framing included."
     )
@@ -71,7 +82,16 @@ class Settings(BaseSettings):
         default=64, description="Most attributes of one track, and most values of one attribute."
     )
 
-    ingest_threads: Count = Field(default=2, description="Threads that decode and encode uploads.")
+    ingest_threads: Count = Field(default=2, description="Threads that see uploads through decoding and encoding.")
+    decode_workers: Count = Field(
+        default=2, description="Processes that decode audio, kept warm; each takes about 60 MB."
+    )
+    decode_memory_mb: Count = Field(
+        default=256, description="Memory that decoding one upload may take, in MiB, in its process."
+    )
+    decode_seconds: Seconds = Field(
+        default=10.0, description="Longest time that decoding one upload may take, in seconds."
+    )
     encoder_threads: int = Field(default=0, ge=0, description="Threads that one inference may use; 0 takes all cores.")
     queue_size: Count = Field(default=32, description="Uploads in hand at once; one more is a 503.")
     search_threads: Count = Field(default=4, description="Threads that search and rank.")

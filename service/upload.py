@@ -1,9 +1,10 @@
 """An upload as it arrives, in either of its two forms: raw audio with a query, or a multipart form."""
 
 import asyncio
+import errno
 import hashlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
@@ -22,6 +23,7 @@ from service.settings import Settings
 
 RAW_TYPES = ("application/octet-stream", "application/ogg")
 _CHUNK = 2**18
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOENT)  # the last: tempfile found no folder to write to
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +42,12 @@ async def receive(request: Request, settings: Settings, watch: Stopwatch) -> Asy
     """Read the whole upload (stage "receive"); what it holds of memory and disk is given back on leaving.
 
     Raises Problem: unsupported_media_type, too_large, upload_timeout, bad_json, bad_multipart, missing_part,
-    invalid_request, audio_empty.
+    invalid_request, audio_empty, spool_full.
     """
     read = _form(request)
     try:
         async with asyncio.timeout(settings.upload_timeout_s):
-            with watch.stage("receive"):
+            with watch.stage("receive"), room_for_upload():
                 upload = await read(request, settings)
     except TimeoutError:
         raise Problem(
@@ -54,8 +56,25 @@ async def receive(request: Request, settings: Settings, watch: Stopwatch) -> Asy
             setting="upload_timeout_s",
             headers={"Connection": "close"},
         ) from None
-    with upload.audio:
+    try:
         yield upload
+    finally:
+        with suppress(OSError):  # what a full disk did not take is of no use any more
+            upload.audio.close()
+
+
+@contextmanager
+def room_for_upload() -> Iterator[None]:
+    """Raise Problem `spool_full` for a disk that does not take an upload."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise Problem(
+            "spool_full",
+            "The disk that takes uploads in is full; nothing of this one was kept. Make room there and send it again.",
+        ) from None
 
 
 def _form(request: Request) -> Any:
@@ -83,7 +102,8 @@ async def _read_raw(request: Request, settings: Settings) -> Upload:
             size += len(chunk)
         return _upload(audio, digest.hexdigest(), size, metadata, replace)
     except BaseException:
-        audio.close()
+        with suppress(OSError):
+            audio.close()
         raise
 
 
@@ -102,7 +122,8 @@ async def _read_multipart(request: Request, settings: Settings) -> Upload:
         sha256, size = await asyncio.to_thread(_digest, part.file)
         return _upload(part.file, sha256, size, metadata, _flag(query, "replace"))
     except BaseException:
-        await form.close()
+        with suppress(OSError):
+            await form.close()
         raise
 
 
@@ -114,6 +135,11 @@ async def _parse_form(request: Request, settings: Settings) -> FormData:
         form = await parser.parse()
     except MultiPartException as error:
         raise Problem("bad_multipart", f"The form cannot be read: {error.message}") from None
+    except OSError:
+        for file in parser._files_to_close_on_error:  # Starlette closes them only when the form is at fault
+            with suppress(OSError):
+                file.close()
+        raise
     except (UnicodeError, LookupError):
         raise Problem("bad_multipart", "The form names a charset that cannot be used: send it as UTF-8.") from None
     unknown = sorted(set(form) - {"audio", "metadata"})

@@ -19,7 +19,14 @@ router = APIRouter(tags=["playlists"])
     response_model=None,
     responses={
         200: {"model": ContinueResponse, "description": "Ranked tracks, best first."},
-        **failures("bad_json", "too_large", "unsupported_media_type", "invalid_request", "unknown_seeds"),
+        **failures(
+            "bad_json",
+            "too_large",
+            "unsupported_media_type",
+            "invalid_request",
+            "unknown_seeds",
+            "index_unavailable",
+        ),
     },
     openapi_extra={
         "requestBody": {

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from index.audio import Recording
+from service.decode.wire import Heard
 from service.metrics import Stopwatch
 from service.openapi import failures, reference
 from service.problems import Problem
@@ -27,6 +27,7 @@ _AUDIO_FAILURES = (
     "audio_too_short",
     "audio_too_long",
     "audio_no_stream",
+    "decode_failed",
 )
 _IN_RELEASE = ("release.metadata", "release.vectors", "release.listening")
 _IN_LEDGER = ("ledger.metadata", "ledger.vectors", "ledger.features")
@@ -90,6 +91,8 @@ _QUERY: list[dict[str, Any]] = [
             "missing_part",
             "queue_full",
             "ledger_unwritable",
+            "not_ready",
+            "spool_full",
         ),
     },
     openapi_extra={"requestBody": _BODY, "parameters": _QUERY},
@@ -123,10 +126,10 @@ async def ingest_track(request: Request) -> Response:
     return json_answer(body, 201 if new else 200)
 
 
-def _quality(recording: Recording) -> dict[str, Any]:
+def _quality(recording: Heard) -> dict[str, Any]:
     return {
         "duration_s": recording.duration_s,
-        "windows": len(recording.clips),
+        "windows": len(recording.log_mel),
         "container": recording.container,
         "codec": recording.codec,
         "sample_rate": recording.sample_rate,

@@ -6,7 +6,6 @@ import random
 import struct
 import time
 import tracemalloc
-from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -20,6 +19,7 @@ from index.mpegframes import frame_table
 
 RATE = 24_000
 SECONDS = 13
+LARGE = 40_000_000  # bytes of a crafted file
 
 
 def refused(source, code: str) -> str:
@@ -29,6 +29,14 @@ def refused(source, code: str) -> str:
     assert caught.value.code == code, caught.value
     assert len(caught.value.detail) > 20
     return caught.value.detail
+
+
+def soon_refused(data: bytes, code: str) -> str:
+    """The same of a large crafted file, which may cost no more than others."""
+    started = time.process_time()
+    sentence = refused(data, code)
+    assert time.process_time() - started < 0.3
+    return sentence
 
 
 @pytest.fixture(scope="module")
@@ -233,12 +241,64 @@ class TestBombs:
             tracemalloc.stop()
         assert peak < 24e6  # three clips of 2 MB, and one span with its marks
 
-    @pytest.mark.parametrize("junk", [b"\xff\xfb\x90\x64", b"\xff", b"\xff\xfb\x90"], ids=["headers", "sync", "chance"])
-    def test_junk_that_looks_like_mp3_frames(self, recordings, junk):
-        started = time.process_time()
-        with suppress(AudioError):
-            decode(recordings["mp3"] + junk * (8_000_000 // len(junk)))
-        assert time.process_time() - started < 3
+    @pytest.mark.parametrize(
+        "junk", [b"\xff\xfb\x90\x64", b"\xff", b"\xff\xfb\x90", bytes(1)], ids=["headers", "sync", "chance", "zeros"]
+    )
+    def test_junk_behind_an_mp3(self, recordings, junk):
+        data = recordings["mp3"] + junk * (LARGE // len(junk))
+        assert "more damage than sound" in soon_refused(data, "audio_undecodable")
+
+    @pytest.mark.parametrize("junk", [b"x", b"\xff\xfb\x90\x64" * 30], ids=["a byte", "headers"])
+    def test_junk_behind_every_second_frame(self, recordings, junk):
+        data = recordings["mp3"]
+        table = frame_table(io.BytesIO(data), "mp3", 1e4)
+        frames = [data[at : at + size] for at, size in zip(table.offsets, table.sizes, strict=True)]
+        part = b"".join(frame + junk * (number % 2) for number, frame in enumerate(frames))
+        assert "more damage" in soon_refused(b"".join(frames[:9]) + part * (LARGE // len(part)), "audio_undecodable")
+        few = b"".join(frames[:9]) + part
+        assert decode(few).duration_s == pytest.approx(SECONDS, abs=0.5)
+
+    def test_id3_tags_without_end(self, recordings):
+        tag = b"ID3\4\0\0\0\0\0\0"
+        assert decode(tag * 50 + recordings["mp3"]).duration_s == pytest.approx(SECONDS, abs=0.1)
+        soon_refused(tag * (LARGE // 10) + recordings["mp3"], "not_audio")
+
+    @pytest.mark.parametrize("name", ["wav", "aiff"])
+    def test_chunks_without_end(self, recordings, name):
+        data, chunk = recordings[name], b"JUNK\0\0\0\0"
+        assert decode(data[:12] + chunk * 50 + data[12:] + chunk * 50).duration_s == pytest.approx(SECONDS)
+        for bomb in (data[:12] + chunk * (LARGE // 8) + data[12:], data + chunk * (LARGE // 8)):
+            assert "over 4,096 chunks" in soon_refused(bomb, "audio_undecodable")
+
+    def test_mp4_boxes_without_end(self, recordings):
+        data, box = recordings["m4a"], b"\0\0\0\x08free"
+        assert decode(data + box * 1000).duration_s == pytest.approx(SECONDS, abs=0.1)
+        assert "over 65,536 boxes" in soon_refused(data + box * (LARGE // 8), "audio_undecodable")
+        index = data.index(b"moov") - 4
+        size = int.from_bytes(data[index : index + 4], "big") + LARGE // 8 * 8
+        within = data[:index] + struct.pack(">I", size) + data[index + 4 :] + box * (LARGE // 8)
+        assert "over 65,536 boxes" in soon_refused(within, "audio_undecodable")
+
+    def test_mp4_boxes_within_boxes(self):
+        """Deeper than any index goes: not followed, and no recursion to speak of."""
+        nested = b"".join(struct.pack(">I4s", 8 * (20_000 - depth), b"trak") for depth in range(20_000))
+        moov = struct.pack(">I4s", 8 + len(nested), b"moov") + nested
+        with pytest.raises(AudioError):
+            decode(b"\0\0\0\x0cftypM4A " + moov)
+
+    @pytest.mark.parametrize("each", [1, 0], ids=["of one size", "with a table"])
+    def test_an_mp4_index_of_samples_that_are_not_there(self, recordings, each):
+        """FFmpeg would take 24 bytes of memory for each of them."""
+        data = bytearray(recordings["m4a"])
+        at = data.index(b"stsz") + 8
+        data[at : at + 8] = struct.pack(">II", each, 60_000_000)
+        assert "claims 60,000,000 pieces" in soon_refused(bytes(data), "audio_truncated")
+
+    def test_a_compressed_mp4_index(self, recordings):
+        data = recordings["m4a"]
+        index = data.index(b"moov") - 4
+        cmov = struct.pack(">I4s4s", 12, b"cmov", bytes(4))
+        assert "compressed" in soon_refused(data[:index] + struct.pack(">I4s", 20, b"moov") + cmov, "audio_undecodable")
 
 
 class TestDamage:

@@ -95,6 +95,13 @@ def test_a_cut_last_frame_is_missing(bare):
     assert table_of(bare + b"\xff\xfb").missing == "the last frame is cut"
 
 
+def test_an_adts_header_that_is_cut_anywhere_is_missing():
+    data = encode("adts", glide_at(44_100, 2), 44_100)
+    last = table_of(data, "aac").offsets[-1]
+    for bytes_left in range(1, 8):
+        assert table_of(data[: last + bytes_left], "aac").missing
+
+
 def test_a_header_that_counts_more_frames_than_there_are(mp3):
     table = table_of(mp3)
     assert table_of(mp3[: table.offsets[-2]]).missing is None  # two are forgiven

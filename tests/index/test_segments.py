@@ -8,8 +8,9 @@ import pytest
 from index_examples import unit
 
 from index import segments
-from index.segments import SealedSegment, SegmentedIndex, SegmentError, write_sealed
-from index.vectors import ExactIndex
+from index.exact import ExactIndex
+from index.segmented import SegmentedIndex
+from index.segments import SealedSegment, SegmentError, write_sealed
 
 DIMS = 32
 
@@ -26,28 +27,89 @@ def clustered(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def recall(found: np.ndarray, truth: np.ndarray) -> float:
-    return float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(found, truth, strict=True)]))
+    return float(np.mean([np.isin(b[b >= 0], a).mean() for a, b in zip(found, truth, strict=True)]))
 
 
-@pytest.mark.parametrize("price", [0, 1, segments.STEP_PRICE])
-@pytest.mark.parametrize("part", [1.0, 0.5, 0.15, 0.05])
-def test_hnsw_recalls_what_is_there(tmp_path, rng, monkeypatch, part, price):
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+@pytest.mark.parametrize("price", [0, segments.STEP_PRICE])
+@pytest.mark.parametrize("part", [1.0, 0.5, 0.1, 0.01])
+def test_nearly_all_that_is_there_is_recalled(tmp_path, rng, monkeypatch, kind, part, price):
     monkeypatch.setattr(segments, "STEP_PRICE", price)
-    vectors, queries = clustered(rng, 6000), clustered(rng, 100)
+    monkeypatch.setattr(segments, "IVF_PROBES", 30)  # of 150
+    vectors, queries = clustered(rng, 6000), clustered(rng, 50)
     vectors[rng.choice(6000, 300, replace=False)] = 0  # tracks without a vector sit in the graph, too
-    write_sealed(tmp_path / "x.faiss", vectors, hnsw_from=1000, threads=1)
+    write_sealed(tmp_path / "x.faiss", vectors, kind=kind, threads=1)
     index, exact = SegmentedIndex.open(tmp_path / "x.faiss"), ExactIndex(DIMS)
-    assert index.view().sealed.hnsw
+    assert index.view().sealed.kind == kind
     present = np.flatnonzero(vectors.any(axis=1))
     exact.add(present, vectors[present])
     for gone in (index, exact):
         gone.remove(np.arange(0, 6000, 50))
-    allowed = None if part == 1 else np.arange(6000) < part * 6000
+    allowed = None if part == 1 else rng.permutation(6000) < part * 6000
     for k in (10, 100):
         found, truth = index.search(queries, k, allowed), exact.search(queries, k, allowed)
-        assert recall(found[1], truth[1]) >= 0.98
+        assert recall(found[1], truth[1]) >= (0.95 if kind == "ivf" and k == 100 else 0.98)
         same = found[1] == truth[1]
         np.testing.assert_array_equal(found[0][same], truth[0][same])
+
+
+@pytest.mark.parametrize("part", [1.0, 0.5, 0.1, 0.01])
+@pytest.mark.parametrize("kind", ["exact", "scan"])
+def test_a_scan_recalls_everything(tmp_path, rng, kind, part):
+    """Also among near duplicates, which float16 takes for equal, and under queries of any norm."""
+    vectors = unit(rng, 100, DIMS)[rng.integers(0, 100, 4000)] + 10.0 ** rng.uniform(-8, -1, (4000, 1)) * unit(
+        rng, 4000, DIMS
+    )
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    write_sealed(tmp_path / "x.faiss", vectors, kind=kind)
+    index, exact = SegmentedIndex.open(tmp_path / "x.faiss"), ExactIndex(DIMS)
+    exact.add(np.arange(4000), vectors)
+    allowed = None if part == 1 else rng.random(4000) < part
+    queries = vectors[::100] * 10.0 ** rng.uniform(-3, 3, (40, 1))
+    for k in (1, 10, 300):
+        for ours, theirs in zip(index.search(queries, k, allowed), exact.search(queries, k, allowed), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_float16_rounds_as_the_bound_says(rng):
+    """The error of a scan's products, number by number: 2^-11 of it, 2^-25 where it is tiny."""
+    numbers = (10.0 ** rng.uniform(-9, 0, (1000, DIMS)) * rng.choice([-1, 1], (1000, DIMS))).astype(np.float32)
+    codec = faiss.IndexScalarQuantizer(DIMS, faiss.ScalarQuantizer.QT_fp16)
+    back = codec.sa_decode(codec.sa_encode(numbers)).astype(np.float64)
+    assert (np.abs(back - numbers) <= np.maximum(2.0**-11 * np.abs(numbers), 2.0**-25)).all()
+
+
+def test_a_gpu_scans_what_no_filter_thins_out(tmp_path, rng, monkeypatch):
+    """A CPU index stands for the GPU: what is certain is only who is asked what."""
+    asked = []
+
+    class Copy:
+        def __init__(self, storage):
+            self.storage = storage
+
+        def search(self, queries, k):
+            asked.append(k)
+            return self.storage.search(queries, k)
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2)
+    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", Copy, raising=False)
+    vectors = unit(rng, 5000, DIMS)
+    write_sealed(tmp_path / "x.faiss", vectors)
+    index, exact = SegmentedIndex.open(tmp_path / "x.faiss"), ExactIndex(DIMS)
+    exact.add(np.arange(5000), vectors)
+    half = rng.random(5000) < 0.5
+    for k, allowed in ((10, None), (10, half), (3000, None)):
+        for ours, theirs in zip(
+            index.search(vectors[3], k, allowed), exact.search(vectors[3], k, allowed), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+    assert asked == [18]
+
+
+def test_the_kind_goes_by_the_number_of_vectors(tmp_path, rng):
+    for count, kind in ((99, "scan"), (100, "hnsw")):
+        write_sealed(tmp_path / "x.faiss", unit(rng, count, DIMS), hnsw_from=100)
+        assert SealedSegment(tmp_path / "x.faiss").kind == kind
 
 
 def test_a_filter_far_from_the_query_finds_the_same_rows(tmp_path, rng, monkeypatch):
@@ -83,11 +145,11 @@ def test_rows_without_a_vector_keep_their_place_and_are_never_found(tmp_path, rn
         assert index.search(vectors[1], 2)[1].tolist() == [[1, 20]]
 
 
-@pytest.mark.parametrize("hnsw_from", [1, 1000])
-def test_the_file_is_mapped_and_not_copied(tmp_path, rng, hnsw_from):
+@pytest.mark.parametrize("kind", ["exact", "scan", "hnsw", "ivf"])
+def test_the_file_is_mapped_and_not_copied(tmp_path, rng, kind):
     path = tmp_path / "mapped.faiss"
     vectors = unit(rng, 500, DIMS)
-    write_sealed(path, vectors, hnsw_from=hnsw_from)
+    write_sealed(path, vectors, kind=kind)
     segment = SealedSegment(path)
     assert str(path) in Path("/proc/self/maps").read_text()
     np.testing.assert_array_equal(segment.stored, vectors)
@@ -119,12 +181,12 @@ def test_writes_unit_vectors_or_nothing(tmp_path, vectors, message):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("hnsw_from", [1, 1000])
-def test_a_damaged_file_is_refused(tmp_path, rng, hnsw_from):
+@pytest.mark.parametrize("kind", ["exact", "scan", "hnsw", "ivf"])
+def test_a_damaged_file_is_refused(tmp_path, rng, kind):
     path = tmp_path / "x.faiss"
-    write_sealed(path, unit(rng, 40, 8), hnsw_from=hnsw_from)
+    write_sealed(path, unit(rng, 40, 8), kind=kind)
     whole = path.read_bytes()
-    for length in range(0, len(whole), len(whole) // 30):
+    for length in range(0, len(whole) - 17, len(whole) // 30):  # of the last 17 bytes see the next test
         path.write_bytes(whole[:length])
         with pytest.raises(SegmentError, match="publish again") as caught:
             SealedSegment(path)
@@ -134,14 +196,31 @@ def test_a_damaged_file_is_refused(tmp_path, rng, hnsw_from):
         SealedSegment(path)
 
 
-@pytest.mark.parametrize("description", ["Flat", "HNSW8", "IVF2,Flat"])
+def test_what_the_end_of_the_file_says_is_checked(tmp_path, rng, monkeypatch):
+    """Files of FAISS itself, and of the first releases, end with the index."""
+    path, vectors = tmp_path / "x.faiss", unit(rng, 40, 8)
+    vectors[[3, 39]] = 0
+    write_sealed(path, vectors)
+    whole = path.read_bytes()
+    present = vectors.any(axis=1)
+    endings = [whole[:-length] for length in range(1, 18)]
+    endings += [whole[:-place] + bytes([whole[-place] ^ 1]) + whole[len(whole) - place + 1 :] for place in range(1, 18)]
+    for ending in endings:
+        path.write_bytes(ending)
+        np.testing.assert_array_equal(SealedSegment(path).present, present)
+    path.write_bytes(whole)
+    monkeypatch.setattr("index.segmentfile.np.flatnonzero", None)  # nobody looks at the vectors then
+    np.testing.assert_array_equal(SealedSegment(path).present, present)
+
+
+@pytest.mark.parametrize("description", ["Flat", "HNSW8", "IVF2,Flat", "SQ8,RFlat", "SQfp16"])
 def test_an_index_of_another_kind_is_refused(tmp_path, rng, description):
-    metric = faiss.METRIC_INNER_PRODUCT if description.startswith("IVF") else faiss.METRIC_L2
+    metric = faiss.METRIC_INNER_PRODUCT if "," in description or "SQ" in description else faiss.METRIC_L2
     other = faiss.index_factory(8, description, metric)
     other.train(unit(rng, 100, 8))
     other.add(unit(rng, 100, 8))
     faiss.write_index(other, str(tmp_path / "other.faiss"))
-    with pytest.raises(SegmentError, match="not a flat or HNSW inner-product index"):
+    with pytest.raises(SegmentError, match="no inner-product index of a kind that is written here"):
         SealedSegment(tmp_path / "other.faiss")
 
 

@@ -12,8 +12,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from index_examples import unit
 
 from index import segments
-from index.segments import SegmentedIndex, write_sealed
-from index.vectors import ExactIndex, VectorIndex
+from index.exact import ExactIndex
+from index.segmented import SegmentedIndex
+from index.segmentfile import Kind
+from index.segments import write_sealed
+from index.vectors import VectorIndex
 
 DIMS = 16
 SEALED = 300
@@ -40,25 +43,30 @@ def exact(vectors: np.ndarray) -> ExactIndex:
     return index
 
 
-def segmented(path: Path, vectors: np.ndarray, *, hnsw: bool, sealed: int | None = None) -> SegmentedIndex:
-    """The first `sealed` rows in the sealed segment, the others fresh."""
-    count = len(vectors) if sealed is None else sealed
-    write_sealed(path, vectors[:count], hnsw_from=1 if hnsw else count + 1, threads=1)
+def segmented(path: Path, vectors: np.ndarray, kind: Kind, more: str) -> SegmentedIndex:
+    """The first half in the sealed segment, the others fresh or, but for ten, in one that was sealed later."""
+    count = max(1, len(vectors) // 2) if more else len(vectors)
+    write_sealed(path, vectors[:count], kind=kind, threads=1)
     index = SegmentedIndex.open(path)
-    index.add(np.arange(count, len(vectors)), vectors[count:])
+    for stop in (max(count, len(vectors) - 10), len(vectors)):
+        index.add(np.arange(count, stop), vectors[count:stop])
+        count = stop
+        if more == "sealed":
+            index.seal()
+            more = "fresh"
     return index
 
 
-@pytest.fixture(params=["exact", "flat", "hnsw", "flat+fresh", "hnsw+fresh"])
+KINDS = ["reference", "exact", "scan", "hnsw", "ivf", "exact+fresh", "scan+sealed", "hnsw+fresh", "hnsw+sealed"]
+
+
+@pytest.fixture(params=KINDS)
 def make(request, tmp_path, monkeypatch) -> Make:
-    kind, _, fresh = request.param.partition("+")
+    kind, _, more = request.param.partition("+")
     monkeypatch.setattr(segments, "STEP_PRICE", 0)  # walk the graph, though it is small
 
     def build(vectors: np.ndarray) -> VectorIndex:
-        if kind == "exact":
-            return exact(vectors)
-        sealed = max(1, len(vectors) // 2) if fresh else None
-        return segmented(tmp_path / "sealed.faiss", vectors, hnsw=kind == "hnsw", sealed=sealed)
+        return exact(vectors) if kind == "reference" else segmented(tmp_path / "x.faiss", vectors, kind, more)
 
     return build
 
@@ -100,7 +108,7 @@ def test_equal_scores_come_in_the_order_of_rows(make, rng):
     expected = reference(dict(enumerate(vectors)), few, 40, None)
     scores, rows = index.search(few, 40)
     np.testing.assert_array_equal(scores, expected[0])
-    if not isinstance(index, SegmentedIndex) or not index.view().sealed.hnsw:
+    if not isinstance(index, SegmentedIndex) or index.view().sealed.kind != "hnsw":
         np.testing.assert_array_equal(rows, expected[1])
     for line in range(3):  # HNSW may miss a duplicate, but never disorders what it found
         assert (np.lexsort((rows[line], -scores[line])) == np.arange(40)).all()
@@ -114,7 +122,9 @@ def test_near_duplicates_are_ranked_by_their_precise_scores(make, rng):
     index = make(vectors)
     scores, rows = index.search(queries, 5)
     expected = reference(dict(enumerate(vectors)), queries, 5, None)
-    if isinstance(index, SegmentedIndex) and index.view().sealed.hnsw:  # may miss some, but scores what it found
+    if (
+        isinstance(index, SegmentedIndex) and index.view().sealed.kind == "hnsw"
+    ):  # may miss some, but scores what it found
         np.testing.assert_allclose(scores, expected[0], atol=1e-6)
     else:
         np.testing.assert_array_equal(rows, expected[1])
@@ -126,7 +136,7 @@ def test_scores_are_the_same_in_any_blocks(make, rng, monkeypatch):
     index = make(vectors)
     whole = index.search(queries, 100)
     monkeypatch.setattr("index.vectors._PRODUCTS_AT_ONCE", 1000)
-    monkeypatch.setattr("index.vectors._SCORES_AT_ONCE", 1000)
+    monkeypatch.setattr("index.exact._SCORES_AT_ONCE", 1000)
     for one, other in zip(whole, index.search(queries, 100), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -135,7 +145,7 @@ def test_a_query_of_no_direction_is_as_near_to_all(make, rng):
     index = make(unit(rng, SEALED, DIMS))
     scores, rows = index.search(np.zeros(DIMS), 4)
     assert scores.tolist() == [[0, 0, 0, 0]]
-    if isinstance(index, SegmentedIndex) and index.view().sealed.hnsw:  # any four will do
+    if isinstance(index, SegmentedIndex) and index.view().sealed.kind == "hnsw":  # any four will do
         assert (np.diff(rows) > 0).all()
     else:
         assert rows.tolist() == [[0, 1, 2, 3]]

@@ -87,7 +87,7 @@ def clip() -> bytes:
 
 @pytest.fixture
 def settings(releases: Path, tmp_path: Path) -> Settings:
-    return Settings(releases=releases, ledger=tmp_path / "ledger.sqlite", encoder_threads=1)
+    return Settings(releases=releases, ledger=tmp_path / "ledger.sqlite", encoder_threads=1, decode_workers=1)
 
 
 Serve = Callable[[Settings], TestClient]

@@ -200,17 +200,17 @@ def test_two_tracks_that_want_one_id_at_once_are_one_track_and_a_409(client, cli
 
 
 def test_a_full_queue_is_a_503_that_says_when_to_come_back(serve, settings, clip, monkeypatch):
-    from service import ingest
+    from service.decode.pool import Decoding
 
     entered, leave = threading.Event(), threading.Event()
-    real = ingest.decode
+    real = Decoding.hear
 
     def slow(*arguments):
         entered.set()
         assert leave.wait(30)
         return real(*arguments)
 
-    monkeypatch.setattr(ingest, "decode", slow)
+    monkeypatch.setattr(Decoding, "hear", slow)
     client = serve(settings.model_copy(update={"queue_size": 1}))
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(upload, client, clip, track_id="first")

@@ -1,0 +1,39 @@
+"""A release with other kinds of index: the same tracks, vectors and models, published beside it."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from index.release import Release, publish
+from index.segmentfile import Kind
+from index.segments import SealedSegment, write_sealed
+
+
+def reseal(release: Release, kind: Kind, spaces: Sequence[str], *, threads: int | None = None) -> Release:
+    """Publish `release` once more, the indexes of `spaces` rewritten as `kind`, and make that the current one.
+
+    All other files are shared with the old release by hard links, where the disk has them, so that they take no room
+    twice; either release can be removed without the other. The facts stay, with `sealed_from`, the old id, beside
+    them. Raises what publish raises, and SegmentError for an index that cannot be read.
+    """
+    rewritten = {f"{space}.faiss" for space in spaces}
+
+    def fill(folder: Path) -> None:
+        for name in release.manifest.files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if name in rewritten:
+                segment = SealedSegment(release.file(name))  # held: its vectors lie in the file that it has mapped
+                write_sealed(folder / name, segment.stored, kind=kind, threads=threads)
+            else:
+                _share(release.file(name), folder / name)
+
+    facts = {**release.manifest.facts, "sealed_from": release.id}
+    return publish(release.path.parent, fill, facts=facts)
+
+
+def _share(file: Path, copy: Path) -> None:
+    try:
+        os.link(file, copy)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(file, copy)
