@@ -3,7 +3,7 @@
 import asyncio
 import errno
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
@@ -96,7 +96,7 @@ async def _read_raw(request: Request, settings: Settings) -> Upload:
     digest, size = hashlib.sha256(), 0
     audio: SpooledTemporaryFile[bytes] = SpooledTemporaryFile(settings.spool_bytes)  # noqa: SIM115 - outlives this function
     try:
-        async for chunk in counted(request, settings.max_upload_bytes, "max_upload_bytes"):
+        async for chunk in _chunks(request, settings):
             digest.update(chunk)
             audio.write(chunk)
             size += len(chunk)
@@ -105,6 +105,10 @@ async def _read_raw(request: Request, settings: Settings) -> Upload:
         with suppress(OSError):
             audio.close()
         raise
+
+
+def _chunks(request: Request, settings: Settings) -> AsyncGenerator[bytes, None]:
+    return counted(request, settings.max_upload_bytes, "max_upload_bytes", settings.min_upload_rate)
 
 
 async def _read_multipart(request: Request, settings: Settings) -> Upload:
@@ -128,7 +132,7 @@ async def _read_multipart(request: Request, settings: Settings) -> Upload:
 
 
 async def _parse_form(request: Request, settings: Settings) -> FormData:
-    chunks = counted(request, settings.max_upload_bytes, "max_upload_bytes")
+    chunks = _chunks(request, settings)
     parser = MultiPartParser(request.headers, chunks, max_files=2, max_fields=2, max_part_size=settings.max_json_bytes)
     parser.spool_max_size = settings.spool_bytes
     try:

@@ -35,13 +35,13 @@ async def root(request: Request) -> Response:
     )
 
 
-@router.get("/livez", summary="Is the process alive?", responses=failures())
+@router.get("/livez", summary="Is the process alive?", responses=failures(to_anybody=True))
 async def livez() -> Response:
     """Answer as long as the event loop turns."""
     return json_answer({"alive": True})
 
 
-@router.get("/readyz", summary="Can it do its work?", responses=failures("not_ready"))
+@router.get("/readyz", summary="Can it do its work?", responses=failures("not_ready", to_anybody=True))
 async def readyz(request: Request) -> Response:
     """Try what requests need: the ledger by a real transaction, the models by the inference when they were loaded.
 

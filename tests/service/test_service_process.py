@@ -242,5 +242,6 @@ def test_an_unknown_setting_is_a_sentence(releases, ledger):
     assert_refused(run_to_exit(releases=releases, ledger=ledger, prot=1), "DEBUT_PROT", "did you mean DEBUT_PORT")
 
 
-def test_a_public_address_needs_to_be_allowed(releases, ledger):
-    assert_refused(run_to_exit(releases=releases, ledger=ledger, host="0.0.0.0"), "DEBUT_ALLOW_PUBLIC=true")
+def test_a_public_address_needs_keys_or_to_be_allowed(releases, ledger):
+    ended = run_to_exit(releases=releases, ledger=ledger, host="0.0.0.0")
+    assert_refused(ended, "DEBUT_KEYS_FILE", "DEBUT_ALLOW_ANONYMOUS=true")
