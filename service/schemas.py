@@ -5,10 +5,11 @@ import unicodedata
 from datetime import date
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 # C0 and C1 control characters; lyrics may hold the first three.
 _MOST_MARKS = 30
+_MARKS_IN_DISGUISE = "\u0f73\u0f75\u0f81"  # of combining class 0, but made of marks alone
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CONTROL_IN_LYRICS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
@@ -34,7 +35,7 @@ def _composed(value: str) -> str:
         return value
     run = 0
     for character in value:
-        run = run + 1 if unicodedata.combining(character) else 0
+        run = run + 1 if unicodedata.combining(character) or character in _MARKS_IN_DISGUISE else 0
         if run > _MOST_MARKS:
             raise ValueError(f"holds more than {_MOST_MARKS} combining marks in a row")
     return unicodedata.normalize("NFC", value)
@@ -90,13 +91,13 @@ IsoDate = Annotated[str, AfterValidator(_iso_date)]
 Language = Annotated[str, AfterValidator(_language)]
 Lyrics = Annotated[str, AfterValidator(_lyrics)]
 Isrc = Annotated[str, AfterValidator(_isrc)]
-Texts = Annotated[list[Text], FailFast()]
+Texts = Annotated[list[Text], Field(fail_fast=True)]
 """One mistake is named, not a million."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-Ids = Annotated[list[str], FailFast()]
+Ids = Annotated[list[str], Field(fail_fast=True)]
 
 
 class _Request(BaseModel):
@@ -150,7 +151,7 @@ class FilterRequest(_Request):
         default=None,
         description="true: only tracks marked explicit; false: none of them (unmarked pass).",
     )
-    languages: Annotated[list[Language], FailFast()] | None = None
+    languages: Annotated[list[Language], Field(fail_fast=True)] | None = None
     genres: Texts | None = Field(default=None, description="At least one of them.")
     artists: Texts | None = None
     released_from: IsoDate | None = Field(default=None, description="YYYY, YYYY-MM or YYYY-MM-DD.")
