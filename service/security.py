@@ -153,7 +153,7 @@ class Gate:
     def __init__(self, app: ASGIApp, settings: Settings, keys: KeyRing | None) -> None:
         self.app = app
         self._keys = keys
-        self._hosts = frozenset(filter(None, (name.strip().lower() for name in (settings.hosts or "").split(","))))
+        self._hosts = frozenset(filter(None, (hostname(name.strip()) for name in (settings.hosts or "").split(","))))
         self._loopback_only = keys is None and is_loopback(settings.host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -139,19 +139,26 @@ async def _parse_form(request: Request, settings: Settings) -> FormData:
         form = await parser.parse()
     except MultiPartException as error:
         raise Problem("bad_multipart", f"The form cannot be read: {error.message}") from None
-    except OSError:
-        for file in parser._files_to_close_on_error:  # Starlette closes them only when the form is at fault
-            with suppress(OSError):
-                file.close()
+    except OSError:  # Starlette closes them as well, up to the first that a full disk does not let go
+        _close(parser)
         raise
     except (UnicodeError, LookupError):
         raise Problem("bad_multipart", "The form names a charset that cannot be used: send it as UTF-8.") from None
+    if len(parser._files_to_close_on_error) > sum(isinstance(part, UploadFile) for _, part in form.multi_items()):
+        _close(parser)
+        raise Problem("bad_multipart", "The form ends in the midst of a file: send it again, whole.")
     unknown = sorted(set(form) - {"audio", "metadata"})
     if unknown or len(form.multi_items()) != len(set(form)):
         await form.close()
         wrong = f"a part {unknown[0][:40]!r} is not known" if unknown else "a part is there twice"
         raise Problem("bad_multipart", f"The form takes the parts `audio` and `metadata`, once each: {wrong}.")
     return form
+
+
+def _close(parser: MultiPartParser) -> None:
+    for file in parser._files_to_close_on_error:
+        with suppress(OSError):
+            file.close()
 
 
 async def _metadata_part(form: FormData, settings: Settings) -> TrackMetadata:

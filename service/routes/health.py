@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from index.errors import DebutError
 from service.metrics import CONTENT_TYPE
@@ -63,7 +63,7 @@ async def readyz(request: Request) -> Response:
     return json_answer({"ready": True, "ledger": "writable", **checks})
 
 
-@router.get("/metrics", summary="Figures for Prometheus", responses=failures())
+@router.get("/metrics", summary="Figures for Prometheus", response_class=PlainTextResponse, responses=failures())
 async def metrics(request: Request) -> Response:
     """All figures, in Prometheus' text format."""
     return Response(service_of(request).metrics.exposition(), media_type=CONTENT_TYPE)

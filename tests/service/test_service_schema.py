@@ -1,6 +1,7 @@
 """Whatever is sent by the OpenAPI document, or nearly so: no 5xx, and no answer that the document does not know."""
 
 import json
+from collections import Counter
 from typing import Any
 from urllib.parse import quote
 
@@ -126,7 +127,7 @@ class Document:
         }
         return st.fixed_dictionaries(
             {
-                "track_id": KNOWN | KNOWN | PLAIN,
+                "track_id": KNOWN | PLAIN.map(lambda one: one.replace("\n", "")),  # a line feed leads to no route
                 "params": st.fixed_dictionaries({}, optional=query),
                 "accept": st.sampled_from(["*/*", "text/csv", "application/json", "", "text/csv;q=x, a/b", ",;="]),
                 "body": self.bodies(operation.get("requestBody"), clip),
@@ -192,7 +193,7 @@ def hold(document: Document, method: str, path: str, answer: Any) -> None:
         if reference:
             getattr(schemas, reference.rpartition("/")[2]).model_validate_json(answer.text, strict=True)
     else:
-        assert media in content or path == "/metrics", media
+        assert media in content, media
 
 
 OPERATIONS = [
@@ -213,9 +214,9 @@ def test_these_are_all_operations(client):
     assert sorted(Document(client).operations()) == sorted(OPERATIONS)
 
 
-@pytest.mark.parametrize(("method", "path"), OPERATIONS, ids=" ".join)
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
 def test_no_request_by_the_document_gets_an_answer_that_is_not_in_it(client, clip_1s, method, path):
-    document = Document(client)
+    document, seen = Document(client), Counter[int]()
 
     @given_settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(document.requests(method, path, clip_1s))
@@ -225,5 +226,8 @@ def test_no_request_by_the_document_gets_an_answer_that_is_not_in_it(client, cli
         headers = {"accept": request["accept"]} | arguments.pop("headers", {})
         answer = client.request(method, url, params=request["params"], headers=headers, **arguments)
         hold(document, method, path, answer)
+        seen[answer.status_code] += 1
 
     hold_one()
+    print(dict(seen))
+    assert min(seen) < 300, "nothing was right"

@@ -281,9 +281,7 @@ FROM_ELSEWHERE = [
 
 @pytest.mark.parametrize("headers", FROM_ELSEWHERE, ids=str)
 def test_a_page_of_another_site_cannot_use_the_visitors_service(client, clip, headers):
-    answer = client.post(
-        "/ingest-track?track_id=evil", content=clip, headers={"content-type": "audio/ogg"} | OURS | headers
-    )
+    answer = client.post("/ingest-track?track_id=evil", content=clip, headers=OGG | OURS | headers)
     assert_problem(answer, 403, "cross_site")
     assert client.get("/tracks/evil").status_code == 404
     for method, path in (("DELETE", "/tracks/x"), ("POST", "/continue-playlist"), ("GET", "/audience/x")):
@@ -296,10 +294,8 @@ def test_a_page_of_another_site_cannot_use_the_visitors_service(client, clip, he
     ids=str,
 )
 def test_our_own_pages_and_programs_can(client, clip, headers):
-    answer = client.post(
-        "/ingest-track?track_id=a", content=clip, headers={"content-type": "audio/ogg"} | OURS | headers
-    )
-    assert answer.status_code == 201
+    answer = client.post("/ingest-track?track_id=a", content=clip, headers=OGG | OURS | headers)
+    assert answer.status_code in (200, 201)
 
 
 def test_a_link_from_another_site_may_be_followed(client):
