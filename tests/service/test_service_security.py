@@ -8,7 +8,7 @@ import pytest
 from service_process import RunningService, run_to_exit
 from service_uploads import seeded, upload
 from starlette.testclient import TestClient
-from test_service_problems import assert_problem
+from test_service_problems import OGG, assert_problem
 
 from service import security
 from service.app import create_app
