@@ -139,7 +139,7 @@ def test_a_client_that_goes_away_leaves_nothing_behind(releases, ledger, clip):
     with RunningService(releases, ledger) as running:
         address = (running.client.base_url.host, running.client.base_url.port)
         with socket.create_connection(address, timeout=10) as half:
-            head = "POST /ingest-track?track_id=half HTTP/1.1\r\nHost: x\r\nContent-Type: audio/ogg\r\n"
+            head = "POST /ingest-track?track_id=half HTTP/1.1\r\nHost: localhost\r\nContent-Type: audio/ogg\r\n"
             half.sendall(f"{head}Content-Length: {len(clip)}\r\n\r\n".encode() + clip[: len(clip) // 2])
             wait_for(lambda: "debut_uploads_in_hand 1.0" in running.client.get("/metrics").text)
         wait_for(lambda: "debut_uploads_in_hand 0.0" in running.client.get("/metrics").text)
