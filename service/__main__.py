@@ -23,7 +23,7 @@ from service import logs
 from service.app import create_app
 from service.connection import Connection
 from service.folding import fold_ledger
-from service.security import SCOPES, new_key
+from service.keys import SCOPES, new_key
 from service.settings import Settings, SettingsError, load_settings
 
 CANNOT_START = 2

@@ -11,13 +11,14 @@ from fastapi import FastAPI
 from index.release import pointer
 from service import openapi, problems
 from service.ingest import Ingest
+from service.keys import KeyRing
 from service.ledger import Ledger
 from service.ledger_sqlite import SqliteLedger
 from service.limits import Queue
 from service.metrics import Metrics
 from service.requests import RequestScope
 from service.routes import audience, health, playlists, tracks
-from service.security import Gate, KeyRing
+from service.security import Gate
 from service.serving import Current, Serving
 from service.settings import Settings
 from service.swap import Swapper, trim

@@ -14,8 +14,8 @@ from starlette.testclient import TestClient
 
 from service import schemas
 from service.app import create_app
+from service.keys import new_key
 from service.problems import MEDIA_TYPE
-from service.security import new_key
 from service.settings import Settings
 
 EXAMPLES = 60

@@ -10,9 +10,11 @@ from service_uploads import seeded, upload
 from starlette.testclient import TestClient
 from test_service_problems import OGG, assert_problem
 
+from service import keys as keys_module
 from service import security
 from service.app import create_app
-from service.security import OPEN, KeyRing, hostname, needed_scope, new_key, parse_keys
+from service.keys import SCOPES, KeyRing, new_key, parse_keys
+from service.security import OPEN, hostname, needed_scope
 from service.settings import Settings, SettingsError
 
 FORBIDDEN_HEADERS = {"server", "x-powered-by", "access-control-allow-origin"}
@@ -30,7 +32,7 @@ def client(releases, tmp_path_factory):
 @pytest.fixture
 def keys(tmp_path):
     """A keys file, and the key of each scope that is in it."""
-    made = {scope: new_key(scope.replace(",", "-"), scope) for scope in security.SCOPES}
+    made = {scope: new_key(scope.replace(",", "-"), scope) for scope in SCOPES}
     path = tmp_path / "keys"
     path.write_text("# who may what\n\n" + "".join(f"{line}\n" for _, line in made.values()))
     return path, {scope: key for scope, (key, _) in made.items()}
@@ -134,7 +136,7 @@ def test_keys_are_compared_in_constant_time_all_of_them_and_by_their_hash(keys, 
         return hmac_compare(one, other)
 
     hmac_compare = hmac.compare_digest
-    monkeypatch.setattr(security.hmac, "compare_digest", compare)
+    monkeypatch.setattr(keys_module.hmac, "compare_digest", compare)
     ring = KeyRing(path)
     for key in (*by_scope.values(), "debut_nobody", ""):
         compared.clear()
