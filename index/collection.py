@@ -22,7 +22,6 @@ from index.vectors import Vectors, checked_rows, checked_vectors
 if TYPE_CHECKING:
     from index.encoder import TrackVectors
 
-CONTINUATION_DIMS, MATCHING_DIMS = 256, 128
 PARTS = ("audio", "text")
 
 
@@ -59,7 +58,7 @@ class CollectionView:
     continuation: SegmentedView
     """LARP space, 256-d: playlists."""
     matching: SegmentedView
-    """BCL space, 128-d: audiences."""
+    """matching space, BCL's vectors and content: audiences."""
     audio: Parts
     text: Parts
 
@@ -166,7 +165,7 @@ class Collection:
     def add(self, track: Track, vectors: "TrackVectors", matching: ArrayLike, interactions: int | None = None) -> int:
         """Add a track, visible everywhere at once, and return its row; one of the same id is replaced.
 
-        `matching` is f32 [128]. Without `interactions`, those of the replaced track stay, else it is cold.
+        `matching` is f32 [d]. Without `interactions`, those of the replaced track stay, else it is cold.
         Raises ValueError, and changes nothing, for an empty track id and for vectors that are not finite unit
         vectors.
         """
@@ -241,7 +240,7 @@ def write_collection(
 ) -> None:
     """Write tracks.parquet, continuation.faiss, matching.faiss and vectors/{audio,text}.npy into `directory`.
 
-    `vectors` holds "audio", "text" and "continuation", f32 [N, 256], `matching` is f32 [N, 128]: unit
+    `vectors` holds "audio", "text" and "continuation", f32 [N, 256], `matching` is f32 [N, d]: unit
     vectors, or NaN rows where a track has none. Raises ValueError for anything else and CatalogueError for
     tracks that cannot be written, before anything is.
     """

@@ -166,8 +166,11 @@ class FieldSet:
             data = json.loads(text)
             if data["format"] != FORMAT:
                 raise FieldsError(f"fields.json has format {data['format']!r}; this version reads {FORMAT}: upgrade it")
+            specs = tuple(FieldSpec(**spec) for spec in data["specs"])
+            for spec in specs:
+                _check_fitted(spec, data)
             return cls(
-                tuple(FieldSpec(**spec) for spec in data["specs"]),
+                specs,
                 {name: tuple(values) for name, values in data["vocabularies"].items()},
                 {name: (float(mean), float(deviation)) for name, (mean, deviation) in data["scales"].items()},
                 {name: int(width) for name, width in data["widths"].items()},
@@ -261,7 +264,16 @@ def _scale(values: Sequence[float]) -> tuple[float, float]:
     if not len(known):
         return 0.0, 1.0
     mean, deviation = float(known.mean()), float(known.std())
-    return mean, deviation if deviation > 1e-9 * max(1.0, abs(mean)) else 1.0
+    return mean, deviation if deviation > 1e-9 * float(np.abs(known).max()) else 1.0
+
+
+def _check_fitted(spec: FieldSpec, state: Mapping[str, Any]) -> None:
+    """Raise KeyError or ValueError when fields.json does not hold what was fitted to a field."""
+    fitted = state[{"numeric": "scales", "dense": "widths"}.get(spec.kind, "vocabularies")][spec.name]
+    if spec.kind == "numeric":
+        mean, deviation = fitted
+        if not (math.isfinite(mean) and 0 < deviation < math.inf):
+            raise ValueError(f"field {spec.name!r} has the scale {fitted}")
 
 
 def _vocabulary(values: Iterable[list[str]], min_count: int) -> tuple[str, ...]:

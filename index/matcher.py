@@ -38,7 +38,7 @@ class Matcher:
 
     @property
     def dims(self) -> int:
-        """Width of the vectors: 128."""
+        """Width of the vectors: BCL's and their content's, 256 as a rule."""
         return self._model.dims
 
     def vectors(self, tracks: Sequence[Track], vectors: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:

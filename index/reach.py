@@ -1,23 +1,29 @@
-"""From the neighbours' audience to everybody's score, and from scores to the listeners that are named, by quota."""
+"""From the neighbours' audience to listeners' scores: whom to look at, and what each of them scores."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index.listening import Listening
-from index.vectors import Mask, Rows, Vectors, inner_products, near_best, slack
+from index.vectors import Rows, Vectors, inner_products
 
 SHARPNESS = 5.0
 """beta: how much a listener's cosine to the song counts."""
 FLOOR = 0.05
 """Listening affinity granted to everybody: nobody is lost for having heard only songs that the audience has not."""
-EVERYBODY = 1 << 14
-"""Listeners up to which all are scored; beyond, the neighbours' listeners and the nearest to the song."""
-NEAREST = 2_000
-"""Listeners nearest to the song that are scored at least (and at least twice those asked for)."""
+EVERYBODY = 1 << 16
+"""Listeners up to which all are scored, in about 10 ms. Beyond, those of the neighbours are, those of the tracks that
+these like most, and the lists nearest to the song."""
+SOUGHT, FOLD = 1 << 14, 4
+"""Listens of such tracks, and listeners of such lists, at least, and FOLD times the listeners asked for."""
 
-_LISTENERS_AT_ONCE = 1 << 16
+LISTENERS_AT_ONCE = 4096
+"""Their vectors, decoded, stay in the processor's cache."""
+
+Span = slice | Rows
+"""Listeners from .start to .stop, or these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +36,13 @@ class Affinity:
         l(t) = sum_{v in U_t} a(v) / |U_t|               what the listeners of t weigh, on average
         h(u) = mean_{t in I_u} l(t)                      the same over what u heard
         r(u) = h(u) / sum_v a(v) h(v)                    1: as the neighbours' own listeners
-        score(u) = exp(SHARPNESS (cos(q, rep(u)) - 1)) (FLOOR + r(u)) / (FLOOR + 1)
+        e(u) = |I_u|^activity / sum_v a(v) |I_v|^activity
+        score(u) = exp(SHARPNESS (cos(q, rep(u)) - 1)) e(u) (FLOOR + r(u)) / (FLOOR + 1)
 
-    The first factor is the cosine baseline; the second walks song -> neighbours -> listeners -> what they hear
-    -> who else hears it, and tells apart the many listeners that content alone finds equally near. A score of 1
-    is a listener whose vector is the song's and who hears what the neighbours' audience hears.
+    The first factor is the cosine baseline. The last walks song -> neighbours -> listeners -> what they hear -> who
+    else hears it, and tells apart the many listeners that content alone finds equally near. Between them stands how
+    much somebody listens at all: who hears more hears this song sooner. A score of 1 is a listener whose vector is
+    the song's and who hears what the neighbours' audience hears, and as much.
     """
 
     listening: Listening
@@ -42,6 +50,8 @@ class Affinity:
     """f32 [d], unit: q."""
     liked: NDArray[np.float64]
     """[N]: l(t) / sum_v a(v) h(v)."""
+    usual: float
+    """sum_v a(v) |I_v|^activity"""
 
     @classmethod
     def of(
@@ -49,92 +59,82 @@ class Affinity:
     ) -> "Affinity":
         """Spread `weights` > 0 [n] of `members` i64 [n] over what they heard, but the song itself (row `own`)."""
         share = weights / weights.sum()
-        place, rows = _histories(listening, members)
+        ends, rows = listening.histories(members)
+        counts = np.diff(ends, prepend=0)
         heard_by = np.diff(listening.track_offsets)
-        liked = np.bincount(rows, weights=share[place], minlength=len(heard_by)) / np.maximum(heard_by, 1)
+        liked = np.bincount(rows, weights=np.repeat(share, counts), minlength=len(heard_by)) / np.maximum(heard_by, 1)
         if own is not None and 0 <= own < len(liked):
             liked[own] = 0.0
-        usual = float(share @ _means(listening, members, liked))
-        return cls(listening, query, liked / usual if usual > 0 else liked)
+        usual = float(share @ (np.add.reduceat(liked[rows], ends - counts) / counts))
+        activity = float(share @ listening.activity[members].astype(np.float64))
+        return cls(listening, query, liked / usual if usual > 0 else liked, activity)
 
     def scores(self, listeners: Rows) -> Vectors:
-        """Return score(u) f32 of `listeners` i64 [n], each a function of the listener alone."""
+        """Return score(u) f32 of placed `listeners` i64 [n], each a function of the listener alone."""
         found = np.empty(len(listeners), dtype=np.float32)
-        for start in range(0, len(listeners), _LISTENERS_AT_ONCE):
-            block = listeners[start : start + _LISTENERS_AT_ONCE]
-            cosine = inner_products(self.query[None], self.listening.vectors, block[None])[0].astype(np.float64)
-            heard = (FLOOR + _means(self.listening, block, self.liked)) / (FLOOR + 1)
-            found[start : start + len(block)] = np.exp(SHARPNESS * (cosine - 1)) * heard
+        for start in range(0, len(listeners), LISTENERS_AT_ONCE):
+            block = listeners[start : start + LISTENERS_AT_ONCE]
+            everyone = np.arange(len(block))[None]
+            cosine = inner_products(self.query[None], self.listening.points(block), everyone)[0].astype(np.float64)
+            found[start : start + len(block)] = np.exp(SHARPNESS * (cosine - 1)) * self.heard(block)
         return found
 
-    def candidates(self, members: Rows, eligible: Mask, limit: int, everybody: bool) -> Rows:
-        """Return who is scored, i64 ascending: all `eligible` bool [U], or `members` and the nearest of them."""
-        if everybody or len(self.listening) <= EVERYBODY:
-            return np.flatnonzero(eligible)
-        count = int(eligible.sum())
-        wanted = min(count, max(NEAREST, 2 * limit))
-        if self.listening.segment is not None:
-            near = self.listening.segment.candidates(self.query[None], wanted, eligible, count)[0]
-        elif wanted:
-            rough = np.where(eligible, self.listening.vectors @ self.query, -np.inf)
-            near = near_best(rough, wanted, self.query)
-        else:
-            near = np.empty(0, dtype=np.int64)
-        return np.union1d(members[eligible[members]], near[near >= 0])
+    def heard(self, listeners: Span) -> NDArray[np.float64]:
+        """Return e(u) (FLOOR + r(u)) / (FLOOR + 1) of placed `listeners`: all heard something."""
+        ends, rows = self.listening.histories(listeners)
+        if not len(ends):
+            return np.empty(0)
+        starts = np.concatenate(([0], ends[:-1]))
+        means = np.add.reduceat(self.liked.take(rows), starts) / (ends - starts)
+        eager = self.listening.activity[listeners].astype(np.float64) / self.usual
+        found: NDArray[np.float64] = eager * (FLOOR + means) / (FLOOR + 1)
+        return found
+
+    def least_cosine(self, bar: float) -> float:
+        """Return the cosine below which nobody scores `bar`, whatever they heard: h(u) is at most the largest l(t)."""
+        if bar <= 0:
+            return -np.inf
+        eager = float(self.listening.activity.max()) / self.usual
+        most = eager * (FLOOR + float(self.liked.max(initial=0.0)) * (1 + 1e-9)) / (FLOOR + 1)
+        return 1 + float(np.log(bar / most)) / SHARPNESS
+
+    def spans(self, members: Rows, limit: int, everybody: bool) -> list[Span]:
+        """Return whom to look at, no one twice: all placed listeners, or `members` and who else may score high."""
+        listening = self.listening
+        if everybody or listening.placed <= EVERYBODY:
+            return [slice(0, listening.placed)]
+        many = max(SOUGHT, FOLD * limit)
+        lists = self._nearest_lists(many)
+        inside = np.zeros(len(listening.centroids), dtype=bool)
+        inside[lists] = True
+        others = np.union1d(members, listening.fans(self._most_liked(many)))
+        others = others[: np.searchsorted(others, listening.placed)]
+        others = others[~inside[np.searchsorted(listening.lists, others, side="right") - 1]]
+        return [*(slice(int(listening.lists[n]), int(listening.lists[n + 1])) for n in lists.tolist()), others]
+
+    def _nearest_lists(self, many: int) -> Rows:
+        """Return the lists i64 ascending that are nearest to the song and hold `many` listeners."""
+        nearest = np.argsort(-(self.listening.centroids @ self.query), kind="stable")
+        sizes = np.diff(self.listening.lists)[nearest]
+        return np.sort(nearest[: int(np.searchsorted(np.cumsum(sizes), many)) + 1])
+
+    def _most_liked(self, many: int) -> Rows:
+        """Return the rows i64 ascending of the largest l(t) > 0 that were listened to by `many`, all told."""
+        liked = np.flatnonzero(self.liked)
+        if len(liked) > many:  # each was heard by one at least
+            liked = liked[np.argpartition(-self.liked[liked], many)[:many]]
+        liked = liked[np.lexsort((liked, -self.liked[liked]))]
+        heard_by = np.diff(self.listening.track_offsets)[liked]
+        return np.sort(liked[: int(np.searchsorted(np.cumsum(heard_by), many)) + 1])
 
 
-def _histories(listening: Listening, listeners: Rows) -> tuple[Rows, Rows]:
-    """Return what `listeners` heard as (place in `listeners`, row) i64 [n], listener by listener."""
-    starts = listening.offsets[listeners]
-    counts = listening.offsets[listeners + 1] - starts
-    skipped = starts - (np.cumsum(counts) - counts)
-    return np.repeat(np.arange(len(listeners)), counts), listening.rows[
-        np.arange(int(counts.sum())) + np.repeat(skipped, counts)
-    ]
-
-
-def _means(listening: Listening, listeners: Rows, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean of `values` [N] over what each of `listeners` heard; 0 for nothing."""
-    place, rows = _histories(listening, listeners)
-    counts = np.maximum(np.bincount(place, minlength=len(listeners)), 1)
-    return np.asarray(np.bincount(place, weights=values[rows], minlength=len(listeners)) / counts)
-
-
-def labelled(vectors: Vectors, centroids: Vectors, listeners: Rows) -> Rows:
-    """Return the number of the nearest centroid of `listeners`, i64 [n]; the smaller of equals."""
-    labels = np.empty(len(listeners), dtype=np.int64)
-    doubt = 2 * slack(centroids, centroids.shape[1]).max()
-    for start in range(0, len(listeners), _LISTENERS_AT_ONCE):
-        block = listeners[start : start + _LISTENERS_AT_ONCE]
-        similarity = vectors[block] @ centroids.T
-        nearest = similarity.argmax(axis=1)
-        close = (similarity >= similarity.max(axis=1, keepdims=True) - doubt).sum(axis=1) > 1
-        if close.any():  # rounding could decide
-            exact = np.stack([inner_products(one[None], vectors, block[close][None])[0] for one in centroids])
-            nearest[close] = exact.argmax(axis=0)
-        labels[start : start + len(block)] = nearest
-    return labels
-
-
-def quotas(shares: NDArray[np.float64], limit: int) -> Rows:
-    """Share out `limit` places i64 [m] by `shares` [m] (sum 1): largest remainders, the earlier of equals."""
-    exact = shares * limit
-    whole = np.floor(exact + 1e-9).astype(np.int64)
-    order = np.argsort(whole - exact, kind="stable")
-    whole[order[: limit - int(whole.sum())]] += 1
-    return whole
-
-
-def select(candidates: Rows, scores: Vectors, labels: Rows, shares: NDArray[np.float64], limit: int) -> Rows:
-    """Return the places i64 of at most `limit` of `candidates` i64, best score first, then the smaller candidate.
-
-    Each cluster gives the best of its quota by `shares` [m]; where one has too few, the best of all the others
-    fill up.
-    """
-    limit = min(limit, len(candidates))
-    order = np.lexsort((candidates, -scores))
-    taken = np.zeros(len(order), dtype=bool)
-    for number, quota in enumerate(quotas(shares, limit).tolist()):
-        taken[np.flatnonzero(labels[order] == number)[:quota]] = True
-    taken[np.flatnonzero(~taken)[: limit - int(taken.sum())]] = True
-    return np.asarray(order[taken])
+def blocks(spans: Sequence[Span]) -> Iterator[tuple[Span, Rows]]:
+    """Cut `spans` into blocks that are worked on at once; with each, its listeners i64."""
+    for span in spans:
+        start, stop = (span.start, span.stop) if isinstance(span, slice) else (0, len(span))
+        for first in range(start, stop, LISTENERS_AT_ONCE):
+            part = slice(first, min(first + LISTENERS_AT_ONCE, stop))
+            if isinstance(span, slice):
+                yield part, np.arange(part.start, part.stop)
+            else:
+                yield span[part], span[part]

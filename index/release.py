@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from index.errors import DebutError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 CURRENT = "current"
 _STAGING = ".staging-"

@@ -24,7 +24,7 @@ class Embedding:
     """A track's place in both spaces, and which models put it there.
 
     `encoder_id` and `matcher_id` name the models (see service.serving): vectors of other models than the
-    release's are never mixed with its own, they are computed anew. `matching` is f32 [128], unit.
+    release's are never mixed with its own, they are computed anew. `matching` is f32 [d], unit.
     """
 
     vectors: TrackVectors

@@ -83,7 +83,7 @@ class Serving:
         return Embedding(vectors, matching, self.encoder_id, self.matcher_id)
 
     def match(self, track: Track, vectors: TrackVectors) -> NDArray[np.float32]:
-        """Return a track's unit vector f32 [128] in the matching space."""
+        """Return a track's unit vector f32 [d] in the matching space."""
         dense = {name: _row(getattr(vectors, name), self.encoder.dims) for name in ("audio", "text", "lyrics")}
         matching: NDArray[np.float32] = self.matcher.vectors([track], dense)[0]
         return matching

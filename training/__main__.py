@@ -1,4 +1,6 @@
-"""python -m training {prepare, larp, bcl, evaluate, publish, report, import, experiment, demo}: the command line."""
+"""python -m training {prepare, larp, bcl, evaluate, publish, report, report-bcl, import, experiment, demo}: the command
+line.
+"""
 
 import sys
 import time
@@ -14,6 +16,7 @@ from training.experiment.commands import app as experiments
 from training.progress import Progress, clock_text
 
 if TYPE_CHECKING:
+    from training.bcl.config import BclConfig
     from training.larp.config import LarpConfig
     from training.pipeline import Pipeline
 
@@ -44,6 +47,10 @@ FreezeOption = Annotated[
 ]
 BatchOption = Annotated[int | None, typer.Option(help="Tracks that meet in a step.")]
 MicroOption = Annotated[int | None, typer.Option(help="Tracks encoded at once; the result is the same.")]
+FieldsOption = Annotated[str, typer.Option(help="Further columns of tracks.parquet to learn from, by comma.")]
+PairsOption = Annotated[
+    str | None, typer.Option(help="What makes two tracks alike: itemcf or swing; by default the preset's.")
+]
 
 WORK = Path("var/work")
 RELEASES = Path("var/releases")
@@ -79,7 +86,7 @@ def _fields(work: Path) -> tuple[str, ...]:
     from training.workspace import Workspace
 
     space = Workspace(work)
-    specs = load_config(space.needs(space.bcl, "bcl")).fields
+    specs = load_config(space.has(space.bcl, "bcl")).fields
     return tuple(spec.column for spec in specs if spec.kind != "dense" and spec.column not in Track.__slots__)
 
 
@@ -166,23 +173,50 @@ def report(
     write_report(pipeline.study(config), out, scope, others, pipeline.progress)
 
 
+@app.command("report-bcl")
+def report_bcl(
+    data: DataArgument,
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("var/report-bcl"),
+    work: WorkOption = WORK,
+    preset: PresetOption = "small",
+    fields: FieldsOption = "",
+    pairs: PairsOption = None,
+    seeds: Annotated[int, typer.Option(help="Trainings of each variant.", min=1)] = 3,
+    sweeps: Annotated[bool, typer.Option("--sweeps", help="Vary lambda, tau, alpha, k and T_g too.")] = False,
+) -> None:
+    """Train BCL in every variant and write what each of its ideas is worth for a data set with listens.
+
+    Reads LARP's vectors where `larp` left them in --work, else the attributes alone.
+    """
+    from training.report.matching_report import MatchingScope, write_matching_report
+
+    pipeline = _open(data, work, _names(fields))
+    study = pipeline.matching_study(_bcl_config(preset, 0, pairs), _names(fields))
+    write_matching_report(study, out, MatchingScope(seeds, sweeps), pipeline.progress)
+
+
+def _bcl_config(preset: str, seed: int, pairs: str | None) -> "BclConfig":
+    from training.bcl.config import bcl_preset
+
+    return bcl_preset(preset, seed=seed, **({} if pairs is None else {"pairs": pairs}))
+
+
 @app.command()
 def bcl(
     data: DataArgument,
     work: WorkOption = WORK,
     preset: PresetOption = "paper",
     seed: SeedOption = 0,
-    fields: Annotated[str, typer.Option(help="Further columns of tracks.parquet to learn from, by comma.")] = "",
-    pairs: Annotated[
-        str | None, typer.Option(help="What makes two tracks alike: itemcf or swing; by default the preset's.")
-    ] = None,
+    fields: FieldsOption = "",
+    pairs: PairsOption = None,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Without LARP's vectors: for catalogues with nothing to hear or to read.")
+    ] = False,
     fresh: FreshOption = False,
 ) -> None:
     """Train the matcher on fields and co-listening, export it, match every track."""
-    from training.bcl.config import bcl_preset
-
-    config = bcl_preset(preset, seed=seed, **({} if pairs is None else {"pairs": pairs}))
-    _open(data, work, _names(fields)).train_bcl(config, fresh=fresh)
+    config, further = _bcl_config(preset, seed, pairs), _names(fields)
+    _open(data, work, further).train_bcl(config, fresh=fresh, further=further, alone=alone)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """The figures of one training: each task's table, Debut beside its baselines, on cold test tracks."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,17 @@ from training.evaluation.continuation import (
     mean_of_seeds,
 )
 from training.evaluation.continuation import evaluate_continuation as _continuation
-from training.evaluation.matching import MatchingProtocol, inner_product, matching_task
+from training.evaluation.matching import MatchingProtocol, MatchingTasks, inner_product
+from training.evaluation.matching import Scorer as MatchingScorer
 from training.evaluation.matching import evaluate_matching as _matching
+from training.evaluation.popularity import by_popularity
 from training.evaluation.questions import Questions
 from training.evaluation.results import Evaluation, EvaluationError
+from training.matched import Matched
 
 DEBUT = "Debut (LARP)"
+MATCHED, TRAINED = "Debut (BCL and content)", "Debut (BCL alone)"
+TFIDF = "TF-IDF of attributes"
 
 
 @dataclass(frozen=True)
@@ -41,21 +46,25 @@ class Protocols:
 
 def evaluate(
     dataset: DataSet,
-    embeddings: Embeddings,
-    matched: npt.NDArray[np.float32],
+    embeddings: Embeddings | None,
+    matched: Matched,
     protocols: Protocols,
     clauses: Sequence[str],
 ) -> tuple[list[Evaluation], list[str]]:
     """Run every task the data set has a truth for; return the tables and a sentence for each task left out.
 
-    `matched` f32 [N, 128] are the BCL vectors; `clauses` those of the caption: the TF-IDF baseline reads what
+    Without `embeddings` playlists are not continued. `clauses` are those of the caption: the TF-IDF baseline reads what
     the text tower reads.
     """
     tables: list[Evaluation] = []
     left_out: list[str] = []
-    tasks: list[Callable[[], list[Evaluation]]] = [
-        lambda: [evaluate_continuation(dataset, embeddings, protocols.continuation, clauses)],
-        *_questions(dataset, embeddings, protocols, clauses),
+    tasks: list[Callable[[], list[Evaluation]]] = []
+    if embeddings is None:
+        left_out.append("playlists, since the tracks have no LARP vectors")
+    else:
+        tasks.append(lambda: [evaluate_continuation(dataset, embeddings, protocols.continuation, clauses)])
+        tasks += _questions(dataset, embeddings, protocols, clauses)
+    tasks += [
         lambda: [evaluate_matching(dataset, embeddings, matched, protocols.matching)],
         lambda: [evaluate_audience(dataset, embeddings, matched, protocols.audience)],
     ]
@@ -126,27 +135,39 @@ def test_queries(dataset: DataSet, protocol: ContinuationProtocol) -> list[Conti
 
 def evaluate_matching(
     dataset: DataSet,
-    embeddings: Embeddings,
-    matched: npt.NDArray[np.float32],
+    embeddings: Embeddings | None,
+    matched: Matched,
     protocol: MatchingProtocol,
 ) -> Evaluation:
-    """Find the warm tracks that share a cold track's audience. Raises EvaluationError without listens."""
-    heard, warm = _listens(dataset)
-    task = matching_task(heard, *_cold_and_warm(dataset), protocol)
-    methods = {
-        "Debut (BCL)": inner_product(matched),
-        "LARP vectors, raw": inner_product(embeddings.continuation),
-        "TF-IDF of attributes": inner_product(_attributes(dataset)),
-        "popularity": baselines.popularity(warm),
-        "random": baselines.random_matching(),
-    }
-    return _matching(methods, task)
+    """Find the warm tracks that share a cold track's audience. Raises EvaluationError without listens.
+
+    With rows for the release's vectors and for their trained half alone, and for these and TF-IDF plus the popularity
+    prior, whose weight validation tracks choose (`protocol` of the answer has it), and the largest cut's Recall by the
+    queries' listeners.
+    """
+    tasks = MatchingTasks.of(dataset, protocol)
+    spaces = {MATCHED: matched.vectors, TRAINED: matched.z, TFIDF: baselines.tfidf_of(dataset.tracks)}
+    methods: dict[str, MatchingScorer] = {}
+    weights: dict[str, float] = {}
+    for name, vectors in spaces.items():
+        methods[name] = scorer = inner_product(vectors)
+        weight = tasks.prior_weight(scorer)
+        if weight is not None:
+            weights[f"prior of {name}"] = weight
+            methods[f"{name}, popularity prior"] = baselines.plus_popularity(scorer, tasks.warm, weight)
+    if embeddings is not None:
+        methods["content kNN (LARP vectors, raw)"] = inner_product(embeddings.continuation)
+    methods["popularity"] = baselines.popularity(tasks.warm)
+    methods["random"] = baselines.random_matching()
+    found = _matching(methods, tasks.test)
+    parts = by_popularity(tasks.listeners, max(protocol.cuts))
+    return replace(found, protocol={**found.protocol, **weights}, parts=parts)
 
 
 def evaluate_audience(
     dataset: DataSet,
-    embeddings: Embeddings,
-    matched: npt.NDArray[np.float32],
+    embeddings: Embeddings | None,
+    matched: Matched,
     protocol: AudienceProtocol,
 ) -> Evaluation:
     """Rank all listeners for cold tracks whose listens are hidden. Raises EvaluationError without listens."""
@@ -155,22 +176,19 @@ def evaluate_audience(
     plays = _plays(dataset)
     if not plays.data.any():
         raise EvaluationError("no training track was played: there is nothing to find audiences by", code="no_listens")
+    vectors, words = matched.vectors, baselines.tfidf_of(dataset.tracks)
     methods = {
-        "Debut (BCL), cosine to the listener": baselines.profile_cosine(matched, warm),
-        "union of the nearest by BCL": baselines.union_of_nearest(inner_product(matched), warm, candidates),
-        "union of the nearest by TF-IDF": baselines.union_of_nearest(
-            inner_product(_attributes(dataset)), warm, candidates
-        ),
-        "LARP vectors, cosine to the listener": baselines.profile_cosine(embeddings.continuation, warm),
+        "the same vectors, cosine to the listener": baselines.profile_cosine(vectors, warm),
+        "the same vectors, union of the nearest": baselines.union_of_nearest(inner_product(vectors), warm, candidates),
+        "TF-IDF, cosine to the listener": baselines.profile_cosine(words, warm),
+        "TF-IDF, union of the nearest": baselines.union_of_nearest(inner_product(words), warm, candidates),
         "activity": baselines.activity(warm),
         "random": baselines.random_audience(warm.shape[0]),
     }
-    with cat_scorer(dataset.tracks, matched, plays) as cat:
-        return _audience({"Debut (CAT over BCL)": cat, **methods}, heard, cold, protocol)
-
-
-def _attributes(dataset: DataSet) -> sparse.csr_array:
-    return baselines.tfidf_attributes(dataset.tracks, sorted({n for t in dataset.tracks for n in t.attributes}))
+    if embeddings is not None:
+        methods["LARP vectors, cosine to the listener"] = baselines.profile_cosine(embeddings.continuation, warm)
+    with cat_scorer(dataset.tracks, vectors, plays, activity=matched.activity) as cat:
+        return _audience({"Debut (CAT)": cat, **methods}, heard, cold, protocol)
 
 
 def _cold_and_warm(dataset: DataSet) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders and files that appear whole or not at all."""
 
 import os
 import shutil
@@ -22,6 +22,14 @@ def replace_folder(directory: Path, fill: Callable[[Path], None]) -> None:
         os.rename(directory, old)
     os.rename(fresh, directory)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def replace_file(path: Path, content: bytes) -> Path:
+    """Put a file in the place of `path`, which is never seen half-written; return `path`."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(content)
+    os.replace(part, path)
+    return path
 
 
 def recover_folder(directory: Path) -> None:

@@ -1,15 +1,16 @@
 """The steps of a training in order, each reading what the one before left in the workspace."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
+from scipy import sparse
 
+from index.caption import CLAUSES
 from index.encoder import Encoder, encoder_id
+from index.listening_file import ACTIVITY
 from index.matcher import Matcher
 from index.release import Release
 from training.bcl.checkpoint import load_bcl
@@ -28,12 +29,13 @@ from training.larp.config import LarpConfig
 from training.larp.export import export_towers
 from training.larp.towers import front_end
 from training.larp.training import Run, train_larp
+from training.matched import Matched, choose_activity
 from training.progress import Progress, Silent
 from training.publish import Trained, publish_release
+from training.report.matching_study import MatchingStudy
 from training.report.variants import Study
-from training.workspace import Workspace, WorkspaceError
+from training.workspace import Workspace
 
-VECTORS = "vectors.npy"
 FIGURES = "figures.json"
 
 
@@ -103,29 +105,52 @@ class Pipeline:
         """What a report on this data set trains its variants with."""
         return Study(self.dataset, self._clips(config), config, self.workspace.root / "report", self.progress)
 
-    def train_bcl(self, config: BclConfig, *, fresh: bool = False) -> None:
-        """Train the matcher, export it, and give every track its matching vector.
+    def matching_study(self, config: BclConfig, further: Sequence[str] = ()) -> MatchingStudy:
+        """What a report on BCL trains its variants with, on LARP's vectors too where `larp` left them; `further` as in
+        `train_bcl`.
+        """
+        there = self.workspace.vectors.exists()
+        vectors = self._embeddings().as_dict(("audio", "text", "lyrics")) if there else {}
+        folder = self.workspace.root / "report-bcl"
+        return MatchingStudy(self.dataset, vectors, config, folder, self.progress, tuple(further))
+
+    def train_bcl(
+        self, config: BclConfig, *, fresh: bool = False, further: Sequence[str] = (), alone: bool = False
+    ) -> None:
+        """Train the matcher, export it, and give every track its matching vector; `further` as in `train_bcl`.
+
+        `alone`: on the attributes, without LARP's vectors. What comes of it can be evaluated, but not published.
 
         The listens of training tracks supervise, those of valid tracks choose the epoch. A training that was broken off
         goes on, unless `fresh`.
         """
         space, tracks = self.workspace, self.dataset.tracks
-        vectors = self._embeddings().as_dict(("audio", "text", "lyrics"))
+        vectors = {} if alone else self._embeddings().as_dict(("audio", "text", "lyrics"))
         listens, split = self.dataset.listens, self.dataset.track_split
         if fresh:
             remove_folder(space.bcl_saves)
         kept = {"saves": space.bcl_saves, "board": space.board / "bcl"}
-        train_bcl(tracks, vectors, listens, split, space.bcl, config, self.progress, **kept)
+        train_bcl(tracks, vectors, listens, split, space.bcl, config, self.progress, further=further, **kept)
         self.progress.say("exporting the matcher")
         export_matcher(load_bcl(space.bcl), space.matcher)
         matching = Matcher.open(space.matcher).vectors(tracks, vectors)
-        space.leave(space.matching, lambda folder: np.save(folder / VECTORS, matching), self._made_from())
+        activity = ACTIVITY
+        if listens is not None:
+            shape = (len(listens.listener_ids), len(tracks))
+            plays = sparse.csr_array((np.asarray(listens.plays, np.float64), (listens.listener, listens.row)), shape)
+            activity, recall = choose_activity(tracks, matching, plays, split, config.loop.seed)
+            if recall is not None:
+                self.progress.say(f"audiences: activity counts to the power {activity:g} (valid R@100 {recall:.4f})")
+        matched = Matched(matching, config.dims, activity)
+        space.leave(space.matching, matched.save, self._made_from())
 
     def evaluate(self, protocols: Protocols) -> list[Evaluation]:
         """Print every table and keep the figures."""
         space = self.workspace
-        embeddings, matching = self._embeddings(), self._matching()
-        tables, left_out = evaluate(self.dataset, embeddings, matching, protocols, Encoder.open(space.encoder).clauses)
+        embeddings, clauses = None, CLAUSES
+        if space.encoder.exists():
+            embeddings, clauses = self._embeddings(), Encoder.open(space.encoder).clauses
+        tables, left_out = evaluate(self.dataset, embeddings, self._matching(), protocols, clauses)
         for table in tables:
             self.progress.say(f"\n{table.heading()}\n{table.table()}\n")
         for table in tables[: bool(tables and tables[0].task == "continuation")]:
@@ -152,22 +177,18 @@ class Pipeline:
         return release
 
     def _embeddings(self) -> Embeddings:
-        self._has(self.workspace.encoder, "larp")
+        self.workspace.has(self.workspace.encoder, "larp")
         return Embeddings.load(self.workspace.needs(self.workspace.vectors, "larp", self._made_from()))
 
-    def _matching(self) -> npt.NDArray[np.float32]:
-        self._has(self.workspace.matcher, "bcl")
+    def _matching(self) -> Matched:
+        self.workspace.has(self.workspace.matcher, "bcl")
         folder = self.workspace.needs(self.workspace.matching, "bcl", self._made_from())
-        return np.load(folder / VECTORS, allow_pickle=False)
-
-    def _has(self, path: Path, step: str) -> None:
-        if not path.exists():
-            raise WorkspaceError(f"{path} is missing: run `python -m training {step}` with the same --work first.")
+        return Matched.load(folder)
 
     def _made_from(self, matched: bool = False) -> dict[str, str]:
         """What a step's result depends on: the data set, the towers, and if `matched` the matching vectors too."""
-        made_from = {"data": self.dataset.fingerprint, "encoder": encoder_id(self.workspace.encoder)}
+        towers = self.workspace.encoder
+        made_from = {"data": self.dataset.fingerprint, "encoder": encoder_id(towers) if towers.exists() else "none"}
         if matched:
-            digest = hashlib.sha256((self.workspace.matching / VECTORS).read_bytes()).hexdigest()
-            made_from["matching"] = digest
+            made_from["matching"] = Matched.load(self.workspace.matching).digest
         return made_from

@@ -15,6 +15,7 @@ from index.encoder import encoder_id
 from index.release import Release, publish
 from training.data.dataset import TRAIN, DataSet, Listens
 from training.embed import Embeddings
+from training.matched import Matched
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Trained:
     encoder: Path
     matcher: Path
     embeddings: Embeddings
-    matching: npt.NDArray[np.float32]
+    matched: Matched
 
 
 def publish_release(
@@ -46,7 +47,7 @@ def publish_release(
             [dataset.tracks[row] for row in rows],
             interactions[rows],
             {name: trained.embeddings.part(name)[rows] for name in ("audio", "text", "continuation")},
-            trained.matching[rows],
+            trained.matched.vectors[rows],
         )
         if listens is not None:
             new_row = np.full(len(dataset.tracks), -1, dtype=np.int64)
@@ -58,7 +59,8 @@ def publish_release(
                 listens.listener[kept],
                 new_row[listens.row[kept]],
                 listens.plays[kept],
-                trained.matching[rows],
+                trained.matched.vectors[rows],
+                activity=trained.matched.activity,
             )
 
     counts = {
@@ -66,7 +68,7 @@ def publish_release(
         "cold_tracks": int((interactions[rows] == 0).sum()),
         "listeners": len(listens.listener_ids) if listens is not None else 0,
     }
-    dims = {"continuation": trained.embeddings.continuation.shape[1], "matching": trained.matching.shape[1]}
+    dims = {"continuation": trained.embeddings.continuation.shape[1], "matching": trained.matched.vectors.shape[1]}
     told = {
         "dims": dims,
         "counts": counts,

@@ -75,7 +75,7 @@ class Workspace:
 
     @property
     def matching(self) -> Path:
-        """Every track's BCL vector, vectors.npy f32 [N, 128] (`bcl`)."""
+        """Every track's matching vector, vectors.npy f32 [N, d] (`bcl`)."""
         return self.root / "matching"
 
     @property
@@ -92,14 +92,19 @@ class Workspace:
 
         replace_folder(path, noted)
 
+    def has(self, path: Path, step: str) -> Path:
+        """Return `path`, made by `step`. Raises WorkspaceError naming the step when it is not there."""
+        if not path.exists():
+            raise WorkspaceError(f"{path} is missing: run `python -m training {step}` with the same --work first.")
+        return path
+
     def needs(self, path: Path, step: str, made_from: Mapping[str, str]) -> Path:
         """Return `path`, made by `step` from what is at hand now.
 
         Raises WorkspaceError naming the step when the folder is not there, or was made from another data set or other
         towers: its rows would belong to other tracks.
         """
-        if not path.exists():
-            raise WorkspaceError(f"{path} is missing: run `python -m training {step}` with the same --work first.")
+        self.has(path, step)
         try:
             note = json.loads((path / NOTE).read_text(encoding="utf-8"))
         except (OSError, ValueError):

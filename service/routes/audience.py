@@ -45,6 +45,14 @@ class AudienceQuery(BaseModel):
         allow_inf_nan=False,
         description="Leave out listeners who score less. All listeners are then scored, to count the `reach`.",
     )
+    prior: float = Field(
+        default=0.0,
+        ge=0,
+        le=10,
+        allow_inf_nan=False,
+        description="Prefer popular neighbours: their similarity counts plus this times ln(1 + their listeners). 0.1 "
+        "finds more of the tracks that will share listeners with this one; 0, the default, the better audience.",
+    )
 
 
 @router.get(
@@ -137,6 +145,7 @@ def target(audience: Audience, view: CollectionView, row: int, query: AudienceQu
         limit=query.limit,
         exclude_known=query.exclude_known,
         min_score=query.min_score,
+        prior=query.prior,
     )
     return {
         "clusters": [

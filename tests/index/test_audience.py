@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from index_examples import Folder, embedded, unit, write_folder
 
 from index import audience as cat
-from index import reach, segments
+from index import listening_file, ranking, reach
 from index.audience import Audience, AudienceError, write_audience
 from index.collection import Collection
-from index.listening import Listening
-from index.reach import Affinity, labelled, quotas, select
+from index.listening import ARRAYS, Listening
+from index.ranking import labelled, quotas, ranked, select, survey
+from index.reach import Affinity
 from index.tracks import Track
 
 
@@ -31,7 +32,7 @@ def near(rng: np.random.Generator, centres: np.ndarray, spread: float) -> np.nda
 class World:
     """Tracks of three tastes, and listeners of one taste each, 60 / 30 / 10 in a hundred."""
 
-    def __init__(self, directory: Path, rng: np.random.Generator, listeners: int = 300, hnsw: bool = False) -> None:
+    def __init__(self, directory: Path, rng: np.random.Generator, listeners: int = 300, lists: bool = False) -> None:
         self.centres = np.linalg.qr(rng.normal(size=(32, 3)))[0].T
         self.taste = np.repeat(np.arange(3), 40)
         self.matching = near(rng, self.centres[self.taste], 0.5)
@@ -40,8 +41,8 @@ class World:
             (u, row, plays)
             for u, taste in enumerate(self.listener_taste)
             for row, plays in zip(
-                rng.choice(np.flatnonzero(self.taste == taste), 8, replace=False),
-                rng.integers(1, 30, 8),
+                rng.choice(np.flatnonzero(self.taste == taste), 5 + u % 7, replace=False),
+                rng.integers(1, 30, 5 + u % 7),
                 strict=True,
             )
         ]
@@ -58,7 +59,7 @@ class World:
             self.row,
             self.plays.astype(np.float32),
             self.matching,
-            hnsw_from=1 if hnsw else 10**6,
+            lists_from=1 if lists else 10**6,
         )
         self.folder: Folder = folder
         self.collection = Collection.open(folder)
@@ -83,17 +84,19 @@ def test_vectors_and_strengths_are_those_of_the_equations(world):
         mine = np.flatnonzero(world.listener == u)
         weight = np.log1p(world.plays[mine].astype(np.float64))
         rep = (weight[:, None] * world.matching[world.row[mine]]).sum(axis=0)
-        np.testing.assert_allclose(listening.vectors[u], rep / np.linalg.norm(rep), atol=1e-6)
+        np.testing.assert_allclose(listening.points(np.array([u]))[0], rep / np.linalg.norm(rep), atol=2e-5)
         span = slice(listening.offsets[u], listening.offsets[u + 1])
         order = np.argsort(world.row[mine])
         np.testing.assert_array_equal(listening.rows[span], world.row[mine][order])
         np.testing.assert_array_equal(listening.plays[span], world.plays[mine][order])
+        assert listening.activity[u] == pytest.approx(len(mine) ** 0.25)
         for row, strength in zip(world.row[mine], weight / weight.max() / np.sqrt(len(mine)), strict=True):
             listeners, strengths = listening.listeners_of(int(row))
             np.testing.assert_allclose(strengths[listeners == u], strength, rtol=1e-6)
     for row in range(120):
         np.testing.assert_array_equal(listening.listeners_of(row)[0], np.sort(world.listener[world.row == row]))
     assert listening.listeners_of(-1)[0].size == listening.listeners_of(120)[0].size == 0
+    assert listening.power == 0.25
 
 
 def test_repeated_pairs_add_up_and_silent_ones_do_not_count(tmp_path, rng):
@@ -110,8 +113,8 @@ def test_repeated_pairs_add_up_and_silent_ones_do_not_count(tmp_path, rng):
     listening = Listening.open(tmp_path / "a")
     assert listening.offsets.tolist() == [0, 2, 3, 3, 4]
     assert listening.rows.tolist() == [0, 1, 2, 3]
-    assert listening.plays.tolist() == [4, 1, 5, 5]
     assert not listening.vectors[2:].any()  # cyd played nothing, dee something without a vector
+    assert (listening.placed, listening.lists.tolist()) == (2, [0, 2])
     assert pq.read_table(tmp_path / "a" / "listeners.parquet").to_pydict() == {
         "listener_id": ["ann", "bob", "cyd", "dee"],
         "plays": [5, 5, 0, 5],
@@ -120,11 +123,11 @@ def test_repeated_pairs_add_up_and_silent_ones_do_not_count(tmp_path, rng):
 
 
 def test_vectors_do_not_depend_on_the_blocks_they_are_made_in(world, tmp_path, monkeypatch):
-    monkeypatch.setattr("index.listening._ENTRIES_AT_ONCE", 11)
+    monkeypatch.setattr("index.listening_file._ENTRIES_AT_ONCE", 11)
     plays = world.plays.astype(np.float32)
     write_audience(tmp_path / "b", world.ids, world.listener, world.row, plays, world.matching)
     again = Listening.open(tmp_path / "b")
-    np.testing.assert_allclose(again.vectors, world.audience._listening.vectors, atol=1e-6)
+    np.testing.assert_array_equal(again.vectors, world.audience._listening.vectors)
 
 
 @pytest.mark.parametrize(
@@ -152,9 +155,7 @@ def test_does_not_write_pairs_that_do_not_fit(tmp_path, rng, change, message):
     assert not (tmp_path / "a").exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["vectors", "offsets", "rows", "plays", "track_offsets", "track_listeners", "track_strengths"]
-)
+@pytest.mark.parametrize("name", sorted(ARRAYS))
 def test_damaged_files_are_refused(world, name):
     path = world.folder.path / "audience" / f"{name}.npy"
     array = np.load(path)
@@ -210,6 +211,22 @@ def test_neighbours_and_their_listeners_are_those_of_the_equations(tmp_path, rng
     np.testing.assert_allclose([c.mass for c in result.clusters], np.sort(taste_weight)[::-1], atol=1e-3)
 
 
+def test_with_a_prior_popular_tracks_are_neighbours_sooner(tmp_path, rng):
+    world = World(tmp_path, rng)
+    listeners = np.array([len(set(world.listener[world.row == row])) for row in range(120)])
+    similarity = world.matching @ world.query()
+    scores = np.where(listeners > 0, similarity + 0.3 * np.log1p(listeners), -np.inf)
+    expected = np.argsort(-scores, kind="stable")[:50]
+    found = world.audience.target(world.query(), world.collection, prior=0.3).neighbours
+    assert {near.row for near in found} == set(expected.tolist())
+    assert [near.similarity for near in found] == sorted((near.similarity for near in found), reverse=True)
+    assert {near.row for near in found} != {
+        near.row for near in world.audience.target(world.query(), world.collection).neighbours
+    }
+    with pytest.raises(ValueError, match="prior"):
+        world.audience.target(world.query(), world.collection, prior=-1.0)
+
+
 def reference_scores(world: World, query: np.ndarray, weights: dict[int, float], own: int | None = None) -> np.ndarray:
     """score(u) in float64, loop by loop (index.reach.Affinity); `weights` are a, not yet of sum 1."""
     heard = [set(world.row[world.listener == u].tolist()) for u in range(len(world.ids))]
@@ -220,8 +237,10 @@ def reference_scores(world: World, query: np.ndarray, weights: dict[int, float],
         liked[own] = 0.0
     mean = [np.mean([liked[t] for t in mine]) for mine in heard]
     usual = sum(a * mean[v] for v, a in share.items())
-    vectors = world.audience._listening.vectors.astype(np.float64)
-    return np.exp(5 * (vectors @ query - 1)) * (0.05 + np.array(mean) / usual) / 1.05
+    vectors = world.audience._listening.vectors / 32767.0
+    eager = np.array([len(mine) for mine in heard]) ** 0.25
+    eager = eager / sum(a * eager[v] for v, a in share.items())
+    return np.exp(5 * (vectors @ query - 1)) * eager * (0.05 + np.array(mean) / usual) / 1.05
 
 
 @pytest.mark.parametrize("own", [None, 3])
@@ -245,33 +264,56 @@ def test_the_whole_answer_is_that_of_the_equations(tmp_path, rng):
     assert result.reach == 60
 
 
-def test_an_audience_that_heard_only_the_song_itself_ranks_by_cosine(tmp_path, rng):
+def test_an_audience_that_heard_only_the_song_itself_ranks_by_cosine_and_activity(tmp_path, rng):
     world = World(tmp_path, rng, listeners=40)
     knowing = np.unique(world.listener[world.row == 3])
     listening = world.audience._listening
-    nothing = Affinity(listening, world.query(), np.zeros(120))
-    cosine = listening.vectors @ world.query()
-    assert np.argsort(-nothing.scores(np.arange(40))).tolist() == np.argsort(-cosine).tolist()
+    nothing = Affinity(listening, world.query(), np.zeros(120), 1.0)
+    likely = np.exp(5 * (listening.points(np.arange(40)) @ world.query())) * np.diff(listening.offsets) ** 0.25
+    assert np.argsort(-nothing.scores(np.arange(40))).tolist() == np.argsort(-likely).tolist()
     assert Affinity.of(listening, world.query(), knowing, np.ones(len(knowing)), 3).liked[3] == 0
 
 
-@pytest.mark.parametrize("hnsw", [False, True])
-def test_of_many_listeners_the_neighbours_own_and_the_nearest_are_scored(tmp_path, rng, monkeypatch, hnsw):
-    monkeypatch.setattr(segments, "STEP_PRICE", 0)  # walk the graph, though it is small
-    monkeypatch.setattr(reach, "EVERYBODY", 10)
-    monkeypatch.setattr(reach, "NEAREST", 20)
-    world = World(tmp_path, rng, hnsw=hnsw)
-    listening, members = world.audience._listening, np.arange(5)
-    affinity = Affinity.of(listening, world.query(), members, np.ones(5), None)
-    eligible = rng.random(300) < 0.7
-    order = [u for u in np.argsort(-(listening.vectors @ world.query())).tolist() if eligible[u]]
-    for limit, least in ((1, 20), (30, 60), (1000, len(order))):
-        found = affinity.candidates(members, eligible, limit, False)
-        assert (np.diff(found) > 0).all()
-        assert eligible[found].all()
-        assert set(order[:least]) | {u for u in range(5) if eligible[u]} <= set(found.tolist())
-    assert len(affinity.candidates(members, np.zeros(300, bool), 5, False)) == 0
-    np.testing.assert_array_equal(affinity.candidates(members, eligible, 1, True), np.flatnonzero(eligible))
+def test_listeners_of_a_list_stand_together_with_all_they_heard(tmp_path, rng, monkeypatch):
+    monkeypatch.setattr(listening_file, "LIST_SIZE", 20)
+    world = World(tmp_path, rng, lists=True)
+    listening = world.audience._listening
+    assert (len(listening.centroids), listening.placed) == (15, 300)
+    similarity = listening.points(slice(0, 300)).astype(np.float64) @ listening.centroids.T
+    mine = np.searchsorted(listening.lists, np.arange(300), side="right") - 1
+    np.testing.assert_allclose(similarity[np.arange(300), mine], similarity.max(axis=1), atol=1e-6)
+    assert sorted(listening.ids.to_list()) == world.ids
+    for u in rng.choice(300, 20, replace=False).tolist():
+        original = world.ids.index(listening.ids[u])
+        heard = listening.rows[listening.offsets[u] : listening.offsets[u + 1]].tolist()
+        assert heard == sorted(world.row[world.listener == original])
+        assert all(u in listening.listeners_of(row)[0] for row in heard)
+    for row in range(120):
+        assert (np.diff(listening.listeners_of(row)[0]) > 0).all()
+
+
+def test_of_many_listeners_the_neighbours_own_their_like_and_the_nearest_are_scored(tmp_path, rng, monkeypatch):
+    monkeypatch.setattr(listening_file, "LIST_SIZE", 20)
+    monkeypatch.setattr(reach, "EVERYBODY", 20)
+    monkeypatch.setattr(reach, "SOUGHT", 20)
+    world = World(tmp_path, rng, lists=True)
+    listening, members = world.audience._listening, np.sort(rng.choice(300, 40, replace=False))
+    affinity = Affinity.of(listening, world.query(), members, np.ones(40), None)
+    order = np.argsort(-(listening.centroids.astype(np.float64) @ world.query()))
+    for limit in (1, 30, 1000):
+        found = np.concatenate([listeners for _, listeners in reach.blocks(affinity.spans(members, limit, False))])
+        assert len(np.unique(found)) == len(found)
+        expected, needed = set(), max(20, 4 * limit)
+        for number in order.tolist():
+            if len(expected) < needed:
+                expected |= set(range(listening.lists[number], listening.lists[number + 1]))
+        listens = 0
+        for row in np.lexsort((np.arange(120), -affinity.liked)).tolist():
+            if listens < needed and affinity.liked[row] > 0:
+                fans = listening.listeners_of(row)[0].tolist()
+                expected, listens = expected | set(fans), listens + len(fans)
+        assert set(found.tolist()) == expected | set(members.tolist())
+    assert affinity.spans(members, 1, True) == [slice(0, 300)]
     some = world.audience.target(world.query(), world.collection, limit=5)
     monkeypatch.setattr(reach, "EVERYBODY", 1000)
     scores = {
@@ -280,9 +322,37 @@ def test_of_many_listeners_the_neighbours_own_and_the_nearest_are_scored(tmp_pat
     assert [t.score for t in some.listeners] == [scores[t.listener_id] for t in some.listeners]
 
 
+@pytest.mark.parametrize("min_score", [None, 0.0, 0.2, 0.6, 5.0])
+@pytest.mark.parametrize("limit", [1, 17, 150, 1000])
+def test_who_is_named_is_as_if_all_had_been_scored_exactly(world, rng, monkeypatch, limit, min_score):
+    listening, shares = world.audience._listening, np.array([0.5, 0.3, 0.2])
+    members = np.sort(rng.choice(300, 40, replace=False))
+    affinity = Affinity.of(listening, world.query(), members, rng.random(40) + 0.1, None)
+    centroids = world.centres.astype(np.float32)
+    scores, all_of_them = affinity.scores(np.arange(300)), np.arange(300)
+    labels = (listening.points(all_of_them).astype(np.float64) @ centroids.T).argmax(axis=1)
+    if min_score is not None:
+        bar = float(np.quantile(scores, 0.5)) if min_score == 0.6 else min_score
+        kept = scores >= bar
+    else:
+        bar, kept = None, np.ones(300, bool)
+    chosen = all_of_them[kept][select(all_of_them[kept], scores[kept], labels[kept], shares, limit)]
+    seen = survey(affinity, [slice(0, 100), np.arange(100, 300)])
+    np.testing.assert_array_equal(labelled(listening, centroids, all_of_them), labels)
+    assert (np.abs(seen.rough / scores - 1) <= seen.doubt).all()
+    monkeypatch.setattr(ranking, "FRONT", 1)
+    monkeypatch.setattr(ranking, "STEP", 2)
+    found = ranked(affinity, centroids, survey(affinity, [slice(0, 300)], bar), shares, limit, bar)
+    np.testing.assert_array_equal(found[0], chosen)
+    np.testing.assert_array_equal(found[1], scores[chosen])
+    np.testing.assert_array_equal(found[2], labels[chosen])
+    assert found[3] == kept.sum()
+
+
 def test_a_score_does_not_depend_on_the_block_it_is_computed_in(world, monkeypatch):
     before = world.audience.target(world.query(), world.collection, limit=300)
-    monkeypatch.setattr(reach, "_LISTENERS_AT_ONCE", 7)
+    monkeypatch.setattr(reach, "LISTENERS_AT_ONCE", 7)
+    monkeypatch.setattr(ranking, "LISTENERS_AT_ONCE", 7)
     assert world.audience.target(world.query(), world.collection, limit=300) == before
 
 
@@ -309,17 +379,19 @@ def test_the_choice_is_that_of_the_equations(rng, limit):
         assert found.tolist() == reference_selection(candidates, scores, labels, shares, limit)
 
 
-def test_listeners_between_two_centroids_belong_to_the_first(rng):
+def test_listeners_between_two_centroids_belong_to_the_first(tmp_path, rng):
     """Palindromes are exactly as near to a centroid as to its mirror image: rounding must not decide."""
     half = unit(rng, 40, 64)
-    vectors = np.concatenate([half, half[:, ::-1]], axis=1) / np.float32(np.sqrt(2))
+    points = np.concatenate((np.concatenate([half, half[:, ::-1]], axis=1) / np.sqrt(2), unit(rng, 100, 128)))
+    write_audience(
+        tmp_path / "a", [str(u) for u in range(140)], np.arange(140), np.arange(140), np.ones(140, np.float32), points
+    )
+    listening = Listening.open(tmp_path / "a")
     first = unit(rng, 128)
     centroids = np.stack([first, first[::-1]])
-    assert (labelled(vectors, centroids, np.arange(40)) == 0).all()
-    points = unit(rng, 100, 128)
-    np.testing.assert_array_equal(
-        labelled(points, centroids, np.arange(100)), (points.astype(np.float64) @ centroids.T).argmax(axis=1)
-    )
+    assert (labelled(listening, centroids, np.arange(40)) == 0).all()
+    exact = listening.points(slice(40, 140)).astype(np.float64) @ centroids.T
+    np.testing.assert_array_equal(labelled(listening, centroids, np.arange(40, 140)), exact.argmax(axis=1))
 
 
 @settings(max_examples=100, deadline=None)
@@ -337,11 +409,11 @@ def test_quotas_follow_mass(masses, limit):
 # Whole answers
 
 
-@pytest.mark.parametrize("hnsw", [False, True])
+@pytest.mark.parametrize("lists", [False, True])
 @pytest.mark.parametrize("clusters", [None, 3])
-def test_planted_tastes_are_found(tmp_path, rng, monkeypatch, hnsw, clusters):
-    monkeypatch.setattr(segments, "STEP_PRICE", 0)
-    world = World(tmp_path, rng, hnsw=hnsw)
+def test_planted_tastes_are_found(tmp_path, rng, monkeypatch, lists, clusters):
+    monkeypatch.setattr(listening_file, "LIST_SIZE", 20)
+    world = World(tmp_path, rng, lists=lists)
     result = world.audience.target(world.query(), world.collection, clusters=clusters, limit=100)
     assert len(result.clusters) == 3
     taste_of = [int(np.argmax(world.centres @ cluster.centroid)) for cluster in result.clusters]
@@ -403,11 +475,11 @@ def test_who_knows_the_track_is_left_out_unless_wanted(world):
     assert len(anonymous.listeners) == 300
 
 
-@pytest.mark.parametrize("hnsw", [False, True])
-def test_when_everybody_knows_the_track_nobody_is_named(tmp_path, rng, monkeypatch, hnsw):
-    monkeypatch.setattr(segments, "STEP_PRICE", 0)
+@pytest.mark.parametrize("lists", [False, True])
+def test_when_everybody_knows_the_track_nobody_is_named(tmp_path, rng, monkeypatch, lists):
+    monkeypatch.setattr(listening_file, "LIST_SIZE", 20)
     matching = unit(rng, 3, 8)
-    world = tiny(tmp_path, rng, matching, [(u, row) for u in range(9) for row in (0, 1 + u % 2)], hnsw=hnsw)
+    world = tiny(tmp_path, rng, matching, [(u, row) for u in range(9) for row in (0, 1 + u % 2)], lists=lists)
     result = world.audience.target(matching[0], world.collection, row=0)
     assert result.listeners == ()
     assert len(result.clusters) >= 1
@@ -451,17 +523,61 @@ def test_limits(world):
         world.audience.target(np.ones(31), world.collection)
 
 
-def tiny(tmp_path: Path, rng: np.random.Generator, matching: np.ndarray, pairs, interactions=None, hnsw=False) -> World:
+def tiny(tmp_path: Path, rng: np.random.Generator, matching, pairs, interactions=None, lists=False) -> World:
     tracks = [Track(f"t{r}") for r in range(len(matching))]
     folder = write_folder(tmp_path, tracks, interactions or [1] * len(matching), rng, matching=matching)
     listener, row = np.array(pairs, dtype=int).reshape(-1, 2).T
     ids = [f"u{u}" for u in range(int(listener.max(initial=0)) + 1)]
-    hnsw_from = 1 if hnsw else 10**6
-    write_audience(tmp_path / "audience", ids, listener, row, np.ones(len(row)), matching, hnsw_from=hnsw_from)
+    lists_from = 1 if lists else 10**6
+    write_audience(tmp_path / "audience", ids, listener, row, np.ones(len(row)), matching, lists_from=lists_from)
     made = World.__new__(World)
     made.folder, made.matching = folder, matching
     made.collection, made.audience = Collection.open(folder), Audience.open(folder)
     return made
+
+
+def test_one_listener_is_one_cluster_and_whom_to_show_it_to(tmp_path, rng):
+    world = tiny(tmp_path, rng, unit(rng, 3, 8), [(0, 0)])
+    for clusters in (None, 1, 8):
+        result = world.audience.target(world.matching[2], world.collection, clusters=clusters)
+        assert [(c.size, c.mass, c.share, c.listeners) for c in result.clusters] == [(1, 1.0, 1.0, ("u0",))]
+        assert [(t.listener_id, t.cluster) for t in result.listeners] == [("u0", 0)]
+        assert (result.reach, result.overlaps) == (1, ())
+    knows = world.audience.target(world.matching[0], world.collection, row=1, exclude_known=True)
+    assert [t.listener_id for t in knows.listeners] == ["u0"]
+
+
+@pytest.mark.parametrize("clusters", [None, 4])
+@pytest.mark.parametrize("lists", [False, True])
+def test_listeners_who_all_are_the_same_are_one_cluster(tmp_path, rng, monkeypatch, lists, clusters):
+    monkeypatch.setattr(listening_file, "LIST_SIZE", 20)
+    world = tiny(tmp_path, rng, np.tile(unit(rng, 16), (5, 1)), [(u, u % 4) for u in range(600)], lists=lists)
+    result = world.audience.target(world.matching[4], world.collection, row=4, clusters=clusters, limit=600)
+    assert [(c.size, c.mass) for c in result.clusters] == [(600, 1.0)]
+    assert sorted(t.listener_id for t in result.listeners) == sorted(f"u{u}" for u in range(600))
+    assert len({t.score for t in result.listeners}) == 1
+    assert (result.reach, result.overlaps) == (600, ())
+
+
+@pytest.mark.parametrize("ids", [[], ["ann", "bob"]])
+def test_a_release_whose_listeners_heard_nothing_has_no_audience(tmp_path, rng, ids):
+    folder = write_folder(tmp_path, [Track("a")], [1], rng)
+    none = np.empty(0, int)
+    write_audience(tmp_path / "audience", ids, none, none, np.empty(0, np.float32), unit(rng, 1, 8))
+    audience = Audience.open(folder)
+    assert len(audience) == len(ids)
+    with pytest.raises(AudienceError, match=r"listens\.parquet") as caught:
+        audience.target(unit(rng, 8), Collection.open(folder))
+    assert caught.value.code == "audience_missing"
+
+
+def test_neighbours_whose_listeners_have_no_vectors_lend_no_audience(tmp_path, rng):
+    matching = unit(rng, 4, 8)
+    matching[1] = -matching[0]
+    world = tiny(tmp_path, rng, matching, [(0, 0), (0, 1), (1, 2)], interactions=[1, 1, 0, 0])  # u1's track is cold
+    with pytest.raises(AudienceError, match="have no vectors") as caught:
+        world.audience.target(matching[3], world.collection)
+    assert caught.value.code == "audience_no_neighbours"
 
 
 def test_fewer_listeners_than_clusters(tmp_path, rng):
@@ -519,7 +635,6 @@ def test_a_threshold_leaves_out_those_below_and_counts_those_above(world, monkey
         assert len(found.listeners) == min(10, found.reach)
         assert all(target.score >= bar for target in found.listeners)
     monkeypatch.setattr(reach, "EVERYBODY", 10)
-    monkeypatch.setattr(reach, "NEAREST", 10)
     assert world.audience.target(world.query(), world.collection, limit=10, min_score=scores[200]).reach == 201
 
 

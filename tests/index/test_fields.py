@@ -147,6 +147,11 @@ class TestFitting:
         assert arrays["numeric"].tolist() == [[0, 0]] * 3
         assert arrays["numeric_known"].tolist() == [[1, 0]] * 3
 
+    def test_small_numbers_vary_too(self):
+        tracks = [Track(str(n), attributes={"n": value}) for n, value in enumerate((1e-12, 3e-12))]
+        fields = FieldSet.fit([FieldSpec("n", "numeric", "n")], tracks, {})
+        assert fields.transform(tracks, {})["numeric"].ravel().tolist() == pytest.approx([-1, 1])
+
     def test_a_number_far_off_is_cut(self):
         fields = FieldSet((FieldSpec("n", "numeric", "n"),), {}, {"n": (0.0, 1.0)}, {})
         tracks = [Track("t", attributes={"n": value}) for value in (1e99, -1e99, 9.0)]
@@ -251,6 +256,19 @@ class TestDamage:
     def test_a_damaged_file(self, text):
         with pytest.raises(FieldsError, match="publish the release again"):
             FieldSet.from_json(text)
+
+    @pytest.mark.parametrize(
+        ("part", "name", "value"),
+        [("vocabularies", "artist", None), ("scales", "year", None), ("widths", "text", None),
+         ("scales", "year", [1.0, 0.0]), ("scales", "year", [math.nan, 1.0]), ("scales", "year", [1.0])],
+    )  # fmt: skip
+    def test_a_field_without_what_was_fitted_to_it(self, fitted, part, name, value):
+        state = json.loads(fitted.to_json())
+        state[part].pop(name)
+        if value is not None:
+            state[part][name] = value
+        with pytest.raises(FieldsError, match="publish the release again"):
+            FieldSet.from_json(json.dumps(state))
 
     def test_a_newer_format(self, fitted):
         newer = {**json.loads(fitted.to_json()), "format": 2}

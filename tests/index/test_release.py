@@ -233,9 +233,9 @@ class TestVerify:
 
     def test_a_newer_format(self, root):
         path = publish(root, fill, facts={}).path
-        (path / MANIFEST).write_text('{"format": 2, "everything": "else is new"}')
+        (path / MANIFEST).write_text('{"format": 3, "everything": "else is new"}')
         detail = refused(path, "release_format")
-        assert "has release format 2 and this Debut reads 1: upgrade Debut" in detail
+        assert "has release format 3 and this Debut reads 2: upgrade Debut" in detail
 
     @pytest.mark.parametrize(
         "text",

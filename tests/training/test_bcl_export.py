@@ -55,15 +55,17 @@ def test_openvino_agrees_with_torch(kinds, tmp_path):
     specs = tuple(spec for kind in kinds for spec in SPECS[kind])
     fields = FieldSet.fit(specs, tracks(50), vectors(50))
     torch.manual_seed(0)
-    model = Bcl(fields, BclConfig(fields=specs, hidden=(64, 32), dims=128)).eval()
+    model = Bcl(fields, BclConfig(fields=specs, hidden=(64, 32), dims=128, content_dims=32)).eval()
+    rows = fields.transform(tracks(50), vectors(50))
+    model.content.fit({name: torch.from_numpy(part) for name, part in rows.items()}, np.arange(50), seed=0)
     export_matcher(model, tmp_path / "matcher")
     assert sorted(p.name for p in (tmp_path / "matcher").iterdir()) == ["fields.json", "matcher.onnx"]
     matcher = Matcher.open(tmp_path / "matcher", threads=1)
-    assert matcher.dims == 128
+    assert matcher.dims == 160
     for n in (1, 2, 33):  # other batches than the one traced
         fresh, rows = tracks(n), vectors(n)
         expected, found = bcl_vectors(model, fresh, rows), matcher.vectors(fresh, rows)
-        assert found.shape == (n, 128)
+        assert found.shape == (n, 160)
         assert (found * expected).sum(1).min() >= 0.9999
         assert np.linalg.norm(found, axis=1) == pytest.approx(np.ones(n), abs=1e-5)
 

@@ -195,6 +195,18 @@ def test_fields_are_chosen_by_what_the_tracks_hold():
         many = [*some, Track("d", genres=[str(n) for n in range(tags)], attributes={"moods": ["m"] * tags})]
         specs = choose_fields(many, {}, BclConfig()).fields
         assert [s.slots for s in specs if s.kind == "multi"] == [slots, slots]
+    dated = [replace(t, album=t.title, attributes={"text": t.title, "added": f"202{n}-01-31"})
+             for n, t in enumerate(some)]  # fmt: skip
+    rows = {"text": np.ones((3, 64), np.float32)}
+    assert [(s.name, s.kind, s.column) for s in choose_fields(dated, rows, BclConfig(), ["album", "text"]).fields] == [
+        ("artist", "categorical", "artist"),
+        ("album", "categorical", "album"),
+        ("genres", "multi", "genres"),
+        ("release_date", "numeric", "release_date"),
+        ("added", "numeric", "added"),
+        ("text column", "categorical", "text"),
+        ("text", "dense", "text"),
+    ]
     with pytest.raises(BclError) as caught:
         choose_fields([Track("a"), Track("b")], {}, BclConfig())
     assert caught.value.code == "bcl_no_fields"

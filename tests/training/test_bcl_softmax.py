@@ -86,6 +86,21 @@ def test_log_share_is_how_often_a_track_is_a_candidate():
     assert share[TRAIN] == pytest.approx(seen[TRAIN] / draws, abs=0.04)
 
 
+def test_log_share_is_its_formula_where_the_train_tracks_are_not_the_first():
+    """q_c = 1 - exp(-(B p(c) + P / T)), p(c) the chance that a pair's positive is c; T train tracks."""
+    heard = np.random.default_rng(5).random((50, TRACKS)) < 0.3
+    train = np.arange(12, TRACKS, 2)
+    listens = listen_matrix(*np.nonzero(heard), heard.shape, np.isin(np.arange(TRACKS), train))
+    made, batch, pool = item_pairs(listens, train, top=4, min_common=2, power=0.75), 16, 9
+    positive = dict.fromkeys(train.tolist(), 0.0)
+    for number, share in enumerate(made.share):
+        near = made.neighbours.of(number).tolist()
+        for row in near:
+            positive[row] += share / len(near)
+    expected = [math.log(1 - math.exp(-(batch * positive[row] + pool / len(train)))) for row in train.tolist()]
+    assert CandidatePool(made, batch, pool).log_share[train] == pytest.approx(np.array(expected), abs=1e-6)
+
+
 def test_a_softmax_task_learns_and_every_step_can_be_repeated():
     made = pairs()
     fields = FieldSet.fit(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import tracemalloc
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from index.tracks import Track
 from training.bcl.checkpoint import bcl_vectors, load_bcl
 from training.bcl.config import BclConfig, BclError
 from training.bcl.fields import choose_fields
-from training.bcl.similarity import listen_matrix
-from training.bcl.task import BclTask
-from training.bcl.train import told_apart, train_bcl
+from training.bcl.similarity import Neighbours, item_cf, listen_matrix
+from training.bcl.supervision import item_pairs
+from training.bcl.task import BclTask, Validation
+from training.bcl.train import _supervision, told_apart, train_bcl
 from training.data.splits import TEST, TRAIN, VALID
 from training.evaluation.baselines import random_matching
 from training.evaluation.matching import MatchingProtocol, evaluate_matching, inner_product, matching_task
@@ -104,6 +106,41 @@ def test_cold_tracks_find_tracks_with_their_audience(trained):
     assert result.anchors == 60
 
 
+def test_the_score_is_the_recall_of_a_loop_however_the_queries_are_cut(trained, monkeypatch):
+    place, result, _ = trained
+    listens, train_rows = listen_matrix(place.listens.listener, place.listens.row, (150, 90)), np.arange(60)
+    queries = np.array([89, *range(60, 75)])
+    truth = item_cf(listens, queries, train_rows, top=7, min_common=9)  # some have less than seven, some none
+    recalls = []
+    for q, query in enumerate(queries):
+        if near := set(truth.of(q).tolist()):
+            best = np.argsort(-(result.vectors[train_rows] @ result.vectors[query]))[:10]
+            recalls.append(len(near & set(best.tolist())) / len(near))
+    asked = Validation.of(queries, train_rows, truth)
+    assert 0 < len(recalls) == len(asked.queries) < len(queries)
+    assert asked.recall(result.vectors, 10) == pytest.approx(np.mean(recalls))
+    monkeypatch.setattr("training.evaluation.metrics._BLOCK", 130)  # two queries at once
+    assert asked.recall(result.vectors, 10) == pytest.approx(np.mean(recalls))
+    few = Validation.of(queries, train_rows, truth, most=4)
+    assert few.queries.tolist() == asked.queries[[n * len(recalls) // 4 for n in range(4)]].tolist()
+    assert few.recall(result.vectors, 10) == pytest.approx(np.mean([recalls[n * len(recalls) // 4] for n in range(4)]))
+
+
+def test_a_large_catalogue_is_validated_in_little_memory():
+    """A truth of [Q, C] would be 2 GB here, its scores 8."""
+    queries, candidates = np.arange(40_000), np.arange(40_000, 90_000)
+    truth = Neighbours(np.arange(40_001), candidates[np.arange(40_000)], np.ones(40_000))
+    vectors = np.random.default_rng(0).standard_normal((90_000, 2)).astype(np.float32)
+    tracemalloc.start()
+    asked = Validation.of(queries, candidates, truth, most=200)
+    score = asked.recall(vectors, 50)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(asked.queries) == 200
+    assert 0 <= score < 0.05
+    assert peak < 400e6
+
+
 def test_the_checkpoint_gives_the_same_vectors(trained):
     place, result, directory = trained
     assert sorted(p.name for p in directory.iterdir()) == [
@@ -117,7 +154,7 @@ def test_the_checkpoint_gives_the_same_vectors(trained):
     assert not loaded.training
     assert loaded.config == result.model.config
     found = bcl_vectors(loaded, place.tracks, place.vectors, batch=7)
-    assert found == pytest.approx(result.vectors, abs=1e-6)
+    assert found == pytest.approx(result.matching, abs=1e-6)
     assert np.linalg.norm(found, axis=1) == pytest.approx(np.ones(90), abs=1e-5)
     card = (directory / "README.md").read_text()
     assert f"{result.score:.4f}" in card
@@ -145,6 +182,62 @@ def test_the_listens_of_test_tracks_are_not_read(trained, tmp_path):
     less = Listens(place.listens.listener_ids, place.listens.listener[known], place.listens.row[known])
     found = train(replace(place, listens=less), tmp_path / "less")
     assert np.array_equal(found.vectors, result.vectors)
+
+
+def test_columns_that_are_named_are_fields_or_said_not_to_be(tmp_path):
+    place, said = world(), io.StringIO()
+    tracks = [replace(t, album=f"album {n // 3}", isrc="X") for n, t in enumerate(place.tracks)]
+    short = replace(CONFIG, loop=replace(CONFIG.loop, epochs=1))
+    train_bcl(
+        tracks, place.vectors, place.listens, place.split, tmp_path, short, Progress(said),
+        further=("album", "isrc", "artist", "mood"),
+    )  # fmt: skip
+    assert [spec.name for spec in load_bcl(tmp_path).fields.of("categorical")] == ["artist", "language", "album"]
+    assert "bcl: isrc, mood left out" in said.getvalue()
+
+
+def test_nothing_of_a_test_track_changes_what_is_learnt(trained, tmp_path):
+    """Neither its listens nor its content: vocabularies, scales, pairs and views are of the others."""
+    place, _, directory = trained
+    test = np.flatnonzero(place.split == TEST)
+    tracks, audio = list(place.tracks), place.vectors["audio"].copy()
+    for row in test:
+        tracks[row] = Track(f"t{row}", artist="artist 1", language="xx", genres=("new",), attributes={"odd": "x"})
+    audio[test] = np.random.default_rng(1).standard_normal((len(test), 32))
+    train(replace(place, tracks=tracks, vectors={"audio": audio}), tmp_path / "other")
+    changed, same = load_bcl(tmp_path / "other"), load_bcl(directory)
+    assert changed.fields == same.fields
+    learnt = same.state_dict()
+    assert all(torch.equal(found, learnt[name]) for name, found in changed.state_dict().items())
+
+
+def test_the_listens_of_validation_tracks_supervise_nothing(trained):
+    place, _, _ = trained
+    known = place.split[place.listens.row] == TRAIN
+    less = Listens(place.listens.listener_ids, place.listens.listener[known], place.listens.row[known])
+    (pairs, validation), (expected, none) = (_supervision(x, place.split, CONFIG) for x in (place.listens, less))
+    assert validation is not None
+    assert none is None
+    assert np.array_equal(pairs.neighbours.rows, expected.neighbours.rows)
+    assert np.array_equal(pairs.share, expected.share)
+    known = place.split[place.listens.row] != TEST
+    without = Listens(place.listens.listener_ids, place.listens.listener[known], place.listens.row[known])
+    same = _supervision(without, place.split, CONFIG)[1]
+    assert same is not None
+    assert np.array_equal(same.truth.rows, validation.truth.rows)
+    assert np.array_equal(same.truth.scores, validation.truth.scores)
+
+
+def test_the_supervision_is_the_one_that_was_asked_for(trained):
+    place, _, _ = trained
+    asked = replace(CONFIG, anchor_power=0.75, neighbours=7, min_common=3, least=0.02, pairs="swing", swing_alpha=4.0)
+    pairs, _ = _supervision(place.listens, place.split, asked)
+    listens = listen_matrix(place.listens.listener, place.listens.row, (150, 90), place.split == TRAIN)
+    expected = item_pairs(listens, np.arange(60), top=7, min_common=3, power=0.75, least=0.02, pairs="swing", alpha=4.0)
+    assert np.array_equal(pairs.share, expected.share)
+    assert np.array_equal(pairs.neighbours.scores, expected.neighbours.scores)
+    uniform = _supervision(place.listens, place.split, replace(asked, anchor_power=0.0))[0].share
+    assert uniform == pytest.approx(np.full(len(uniform), 1 / len(uniform)))
 
 
 def test_a_step_depends_on_weights_and_batch_alone(trained):
@@ -204,8 +297,10 @@ def test_ablations_run(change, tmp_path):
 
 def test_too_little_to_learn_from_is_said(tmp_path):
     place = world()
-    with pytest.raises(BclError, match="4 tracks and a train split"):
-        train(replace(place, split=np.full(90, TEST, np.int8)), tmp_path / "x")
+    for learnt in ([], [TRAIN, TRAIN, VALID], [VALID] * 5):
+        split = np.array(learnt + [TEST] * (90 - len(learnt)), np.int8)
+        with pytest.raises(BclError, match=f"4 tracks in train and valid.* got {len(learnt)} and"):
+            train(replace(place, split=split), tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -75,6 +75,18 @@ def test_a_field_that_says_nothing_correlates_with_nothing():
         distance_correlation(fields[:3])
 
 
+def test_rounding_correlates_with_nothing():
+    """U is 0 where one item differs from all others, and where all are equally far from one another."""
+    items, noise = 256, generator(3)
+    fields = torch.randn(1, 6, 32, generator=noise).repeat(items, 1, 1)
+    fields[5, 0], fields[5, 1], fields[9, 2] = torch.randn(3, 32, generator=noise)
+    fields[:, 3] = torch.randn(items, 32, generator=noise)
+    assert torch.equal(distance_correlation(fields), torch.eye(6))
+    corners = torch.eye(32).unsqueeze(1).repeat(1, 2, 1)
+    corners[:, 1] = corners[torch.randperm(32, generator=noise), 1]
+    assert torch.equal(distance_correlation(corners), torch.eye(2))
+
+
 def test_the_tracker_moves_every_few_steps_by_the_moving_average():
     samples = [torch.randn(40, 3, 4, generator=generator(n)) for n in range(3)]
     tracker = CorrelationTracker(samples[0], alpha=0.9, every=2)

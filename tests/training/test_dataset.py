@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +96,14 @@ def test_columns_nobody_named_are_ignored(tmp_path: Path) -> None:
     write(tmp_path, tracks={"track_id": ["a"], "tempo": [120.0], "mood": ["calm"]})
     assert DataSet.open(tmp_path).tracks[0].attributes == {}
     assert DataSet.open(tmp_path, attributes=("tempo",)).tracks[0].attributes == {"tempo": 120.0}
+
+
+def test_dates_may_be_attributes(tmp_path: Path) -> None:
+    days = [date(2024, 5, 31), None]
+    moments = [None, datetime(2024, 5, 31, 23, 59)]
+    write(tmp_path, tracks={"track_id": ["a", "b"], "added": days, "seen": moments})
+    tracks = DataSet.open(tmp_path, attributes=("added", "seen")).tracks
+    assert [track.attributes for track in tracks] == [{"added": "2024-05-31"}, {"seen": "2024-05-31"}]
 
 
 def test_an_attribute_that_is_a_field_of_tracks_is_no_further_column(tmp_path: Path) -> None:

@@ -1,23 +1,33 @@
 """Matching and audience protocols, and the baselines, on small worlds worked by hand or by loops."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
+from test_not_music import FIELDS, write_recipes
 
 from index.tracks import Track
 from training.bcl.similarity import item_cf, listen_matrix
+from training.data.dataset import TEST, TRAIN, VALID, DataSet
+from training.embed import PARTS, Embeddings
+from training.evaluate import MATCHED, TFIDF, TRAINED, Protocols, evaluate
 from training.evaluation import baselines
 from training.evaluation.audience import AudienceProtocol, evaluate_audience
 from training.evaluation.matching import (
     MatchingProtocol,
-    by_group,
+    MatchingTasks,
     evaluate_matching,
     inner_product,
     matching_task,
     prior_weight,
 )
+from training.evaluation.popularity import deciles
 from training.evaluation.results import EvaluationError
+from training.evaluation.vectors import unit
+from training.matched import Matched
 
 
 def listens(seed: int, listeners: int = 120, tracks: int = 50) -> sparse.csr_array:
@@ -67,10 +77,6 @@ def test_knowing_the_kind_beats_popularity_beats_nothing():
     found = evaluate_matching(methods, task)
     assert found.method("random").figures["R@10"].value == pytest.approx(found.chance["R@10"], abs=0.1)
     assert found.difference("kind", "popularity", "R@10").low > 0
-    groups = by_group(found, ["even" if i % 2 == 0 else "odd" for i in task.queries], "R@10")
-    assert list(groups) == ["even", "odd"]
-    whole = np.mean([groups[label]["kind"] for label in groups])
-    assert whole == pytest.approx(found.method("kind").figures["R@10"].value, abs=0.05)
 
 
 def test_the_prior_adds_log_listeners_and_its_weight_is_the_best_of_those_tried():
@@ -87,6 +93,55 @@ def test_the_prior_adds_log_listeners_and_its_weight_is_the_best_of_those_tried(
     assert prior_weight(scorer, warm, task, weights) == weights[int(np.argmax(recalls))]
 
 
+def test_both_tasks_of_a_data_set_know_no_more_than_they_may(tmp_path: Path) -> None:
+    write_recipes(tmp_path)
+    recipes = DataSet.open(tmp_path)
+    tasks = MatchingTasks.of(recipes, MatchingProtocol(cuts=(10,)))
+    split, listens = recipes.track_split, recipes.listens
+    shape = (len(listens.listener_ids), len(split))
+    heard = sparse.csr_array((np.ones(len(listens.row)), (listens.listener, listens.row)), shape=shape).toarray() > 0
+    assert tasks.warm.toarray().tolist() == (heard & (split == TRAIN)).tolist()
+    assert tasks.listeners.tolist() == heard.sum(0)[tasks.test.queries].tolist()
+    assert set(tasks.test.queries) <= set(np.flatnonzero(split == TEST))
+    assert set(tasks.valid.queries) <= set(np.flatnonzero(split == VALID))
+    known = item_cf(sparse.csr_array(heard * (split != TEST) * 1.0), tasks.valid.queries, tasks.valid.candidates)
+    assert tasks.valid.truth.rows.tolist() == known.rows.tolist()
+    vectors = np.random.default_rng(1).standard_normal((len(split), 4))
+    expected = prior_weight(inner_product(vectors), tasks.warm, tasks.valid)
+    assert tasks.prior_weight(inner_product(vectors)) == expected
+    bare = MatchingTasks.of(replace(recipes, track_split=np.where(split == VALID, TRAIN, split)), MatchingProtocol())
+    assert bare.valid is None
+    assert bare.prior_weight(inner_product(vectors)) is None
+
+
+def test_evaluate_tells_matching_with_the_prior_and_by_popularity(tmp_path: Path) -> None:
+    write_recipes(tmp_path)
+    recipes = DataSet.open(tmp_path, attributes=FIELDS)
+    rng = np.random.default_rng(8)
+    matched = unit(rng.standard_normal((len(recipes.tracks), 6))).astype(np.float32)
+    content = Embeddings(**dict.fromkeys(PARTS, matched[:, :3]))
+    tables, left_out = evaluate(recipes, content, Matched(matched, 4), Protocols(), ("title",))
+    found = {table.task: table for table in tables}["matching"]
+    names = [method.method for method in found.methods]
+    both = [f"{name}{prior}" for name in (MATCHED, TRAINED, TFIDF) for prior in ("", ", popularity prior")]
+    assert names == [*both, "content kNN (LARP vectors, raw)", "popularity", "random"]
+    tasks = MatchingTasks.of(recipes, MatchingProtocol())
+    weight = tasks.prior_weight(inner_product(matched))
+    assert f"prior of {MATCHED} {weight}" in found.heading()
+    expected = evaluate_matching(
+        {"m": baselines.plus_popularity(inner_product(matched), tasks.warm, weight)}, tasks.test
+    )
+    half = evaluate_matching({"m": inner_product(unit(matched[:, :4]))}, tasks.test).method("m").per_query["R@50"]
+    assert found.method(TRAINED).per_query["R@50"] == pytest.approx(half)
+    ours = found.method(f"{MATCHED}, popularity prior")
+    assert ours.per_query["N@20"].tolist() == expected.method("m").per_query["N@20"].tolist()
+    assert len(deciles(tasks.listeners)) + 2 == len(found.parts.masks)
+    assert "R@50 by listeners" in found.table()
+    assert any("playlist" in reason for reason in left_out)
+    audience = {table.task: table for table in tables}["audience"]
+    assert {"lift@1%", "lift@5%", "lift@10%"} <= audience.methods[0].figures.keys()
+
+
 def test_queries_without_truth_are_left_out_and_none_at_all_is_an_error():
     matrix = sparse.csr_array(np.array([[1, 0, 1], [1, 0, 1], [0, 1, 0]], float))
     task = matching_task(matrix, np.array([0, 1]), np.array([2]), MatchingProtocol())
@@ -98,7 +153,7 @@ def test_queries_without_truth_are_left_out_and_none_at_all_is_an_error():
 
 def test_audience_agrees_with_scikit_learn_and_a_loop():
     matrix = listens(3)
-    protocol = AudienceProtocol(cuts=(20,), reaches=(0.1,))
+    protocol = AudienceProtocol(cuts=(20,), reaches=(0.1, 0.07, 0.074))
     scores = np.random.default_rng(0).random((50, 120))
     found = evaluate_audience({"m": lambda rows: scores[rows]}, matrix, COLD, protocol)
     for q, i in enumerate(COLD):
@@ -107,6 +162,10 @@ def test_audience_agrees_with_scikit_learn_and_a_loop():
         assert found.method("m").per_query["R@20"][q] == pytest.approx(truth[best[:20]].sum() / truth.sum())
         assert found.method("m").per_query["AUC"][q] == pytest.approx(roc_auc_score(truth, scores[i]), abs=1e-6)
         assert found.method("m").per_query["lift@10%"][q] == pytest.approx(truth[best[:12]].sum() / truth.sum() / 0.1)
+        assert found.method("m").per_query["lift@7%"][q] == pytest.approx(truth[best[:8]].sum() / truth.sum() * 15)
+        assert found.method("m").per_query["lift@7.4%"][q] == pytest.approx(
+            truth[best[:9]].sum() / truth.sum() * 120 / 9
+        )
 
 
 def test_audience_baselines_find_the_kind():

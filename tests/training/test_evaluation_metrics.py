@@ -115,6 +115,14 @@ def test_groups_are_drawn_whole():
     single, grouped = bootstrap(values), bootstrap(values, groups=list(labels))
     assert grouped.value == pytest.approx(single.value)
     assert grouped.high - grouped.low > 2.5 * (single.high - single.low)
+    sizes = np.random.default_rng(6).integers(1, 9, 15)  # groups that differ count by their queries, not once each
+    labels, values = np.repeat(np.arange(15), sizes).astype(str), np.repeat(sizes / 9.0, sizes)
+    members = [values[labels == label] for label in np.unique(labels)]  # sorted as texts, as np.unique gives them
+    drawn = [np.concatenate([members[g] for g in draw]).mean() for draw in
+             np.random.default_rng(1).integers(0, 15, (2000, 15))]  # fmt: skip
+    found = bootstrap(values, groups=list(labels))
+    assert (found.low, found.high) == pytest.approx(np.percentile(drawn, (2.5, 97.5)), abs=1e-12)
+    assert found.low < found.value < found.high
     with pytest.raises(ValueError, match="labels"):
         bootstrap(values, groups=["a"])
     with pytest.raises(ValueError, match="one value a query"):

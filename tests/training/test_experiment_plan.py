@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from service.routes.audience import as_csv
 from service.schemas import AudienceResponse
 from training.experiment.audience import Member, read_audience
 from training.experiment.plan import TREATMENT, arm_of, make_plan, read_plan, write_plan
@@ -73,12 +74,13 @@ def test_more_are_treated_when_the_share_grows_and_none_changes_back():
 
 
 def test_what_was_written_is_read_back(tmp_path):
-    plan = plan_of([*people(40), Member('quoted "one", with\nnewline')])
+    strange = ('quoted "one", with\nnewline', "a\rb", "\r", "=1+1", " led by a blank", "\x00", "\u2028", "\ufeff")
+    plan = plan_of([*people(40), *map(Member, strange)])
     said = write_plan(plan, tmp_path / "p", "audience.json")
     assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["plan.csv", "plan.json"]
     assert read_plan(tmp_path / "p") == plan
     assert said == json.loads((tmp_path / "p/plan.json").read_text())
-    assert sum(said["arms"].values()) == said["listeners"] == 41
+    assert sum(said["arms"].values()) == said["listeners"] == 48
     assert sum(sum(sizes.values()) for sizes in said["clusters"].values()) == 40
     assert said["detectable"] is None or said["detectable"]["absolute"] > 0
     with pytest.raises(ExperimentError, match="holds a plan already"):
@@ -98,6 +100,19 @@ def test_an_answer_of_the_service_and_tables_are_audiences(tmp_path):
     assert read_audience(tmp_path / "a.parquet", "label-0042") == (track, members)
     (tmp_path / "ids.csv").write_text("listener_id\r\nann\r\nbob\r\n")
     assert read_audience(tmp_path / "ids.csv", "t")[1] == [Member("ann"), Member("bob")]
+
+
+def test_the_services_csv_is_an_audience_unless_it_changed_an_id(tmp_path):
+    rows = ANSWER["listeners"]
+    (tmp_path / "a.csv").write_text(as_csv(rows), encoding="utf-8", newline="")
+    found = read_audience(tmp_path / "a.csv", "t")[1]
+    assert [one.listener_id for one in found] == [row["listener_id"] for row in rows]
+    for name in ("=1+1", " @x", "-5", "\tab"):
+        (tmp_path / "a.csv").write_text(as_csv([*rows, {**rows[0], "listener_id": name}]), "utf-8", newline="")
+        with pytest.raises(ExperimentError, match=r"a\.csv, line 5: .* led by an apostrophe.*: use the JSON answer"):
+            read_audience(tmp_path / "a.csv", "t")
+    (tmp_path / "own.csv").write_text("listener_id\n'tis me\n'\n")
+    assert len(read_audience(tmp_path / "own.csv", "t")[1]) == 2
 
 
 def broken(**changes) -> str:
@@ -128,6 +143,9 @@ def broken(**changes) -> str:
         ("a.csv", 'listener_id\n"a\n', "is no CSV in UTF-8"),
         ("a.csv", b"listener_id\n\xff\n", "is no CSV in UTF-8"),
         ("a.json", b"\xff", "is no JSON in UTF-8"),
+        ("a.json", "[" * 100_000, "is no JSON in UTF-8"),
+        ("a.json", broken(listeners=[{"listener_id": "a", "score": 0}]).replace("0}", "1" * 5000 + "}"), "can be read"),
+        ("a.json", broken(listeners=[{"listener_id": "a", "score": 10**400}]), r"\[0\]: score is '1000"),
         ("a.parquet", "listener_id\na\n", "cannot be read as Parquet"),
     ],
 )
@@ -147,6 +165,14 @@ def test_the_track_is_named_once_and_alike(tmp_path):
         read_audience(tmp_path / "a.csv", None)
     with pytest.raises(ExperimentError, match=r"none\.csv cannot be read"):
         read_audience(tmp_path / "none.csv", "t")
+
+
+def test_what_cannot_be_hashed_and_arms_of_nobody_are_refused():
+    for salt, track in (("\udcff", "t"), ("s", "\udcff"), ("s", "")):
+        with pytest.raises(ExperimentError, match="the plan: "):
+            plan_of(people(20), salt=salt, track=track)
+    with pytest.raises(ExperimentError, match="all 3 listeners fall into control"):
+        plan_of(people(3), share=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +200,8 @@ def test_a_plan_that_was_changed_is_refused(tmp_path: Path):
     for text, message in (
         (document[:40], "cannot be read"),
         (document.replace('"share"', '"part"'), "damaged"),
+        (document.replace('"share": 0.5', '"share": NaN'), "damaged"),
+        (document.replace('"share": 0.5', '"share": 1e999'), "damaged"),
         ("[]", "damaged"),
         (document.replace('"format": 1', '"format": 2'), "format 2"),
     ):

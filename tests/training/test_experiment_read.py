@@ -129,6 +129,27 @@ def test_broken_parquet_is_named_with_file_and_row(tmp_path):
         Effective(0, 0.5)
 
 
+def test_times_that_python_cannot_hold_are_named(tmp_path):
+    times = pa.array([2**40], pa.timestamp("s", "UTC"))
+    columns = {name: pa.array([value]) for name, value in (("listener_id", "u0"), ("track_id", "t"), ("event", "play"))}
+    pq.write_table(pa.table({**columns, "time": times, "played_s": pa.array([40.0])}), tmp_path / "e.parquet")
+    with pytest.raises(ExperimentError, match=r"e\.parquet, from row 0 on: cannot be read"):
+        tally(plan_of(2), [tmp_path / "e.parquet"], Effective())
+
+
+def test_a_tiny_p_is_not_zero_and_every_test_is_counted(tmp_path):
+    plan = plan_of(400)
+    lines = (f"{one.listener_id},t,play,{LATER},40,,\n" for one, arm in zip(plan.members, plan.arms, strict=True)
+             if arm == TREATMENT)  # fmt: skip
+    found = tally(plan, [written(tmp_path / "e.csv", "".join(lines))], Effective())
+    reading = Reading.of(plan, found, Effective(), QUICK, by_cluster=True)
+    plays, reach = reading.to_json()["measures"][:2]
+    assert 0 < reach["p"] < 1e-60
+    assert plays["relative"] == {"value": None, "low": None, "high": None}
+    assert "| ∞ | " in reading.markdown()
+    assert "not corrected for there being 12" in reading.markdown()  # four of all, four a cluster
+
+
 def simulated(path: Path, plan: Plan, rng: np.random.Generator, lift: float) -> Path:
     with path.open("w", newline="") as file:
         table = csv.writer(file)

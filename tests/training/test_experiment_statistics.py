@@ -78,7 +78,15 @@ def test_of_nothing_nothing_is_said(successes, n):
     assert math.isnan(mean_test([], [1, 2]))
     assert math.isnan(mean_differences([], [1, 2])[0].value)
     assert math.isnan(mean_differences([0, 0], [0, 0])[1].value)
-    assert mean_differences([1, 2], [0, 0])[1].value == math.inf
+    ratio = mean_differences([1, 2], [0, 0])[1]
+    assert ratio.value == math.inf
+    assert math.isnan(ratio.low)  # no resample of nothing can tell the ends
+    assert math.isnan(ratio.high)
+    for control in ([0, 0], [1, 1, 1]):
+        difference, _ = mean_differences([0, 0], control)
+        assert difference.value == -control[0]
+        assert math.isnan(difference.low)  # resamples of what never varies would say: for certain
+        assert math.isnan(difference.high)
     assert math.isnan(mismatch_test((0, 0), 0.5))
     assert math.isnan(detectable(0.1, 0, 10))
 

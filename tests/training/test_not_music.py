@@ -8,6 +8,7 @@ import pytest
 from scipy import sparse
 
 from index.tracks import Track
+from training.__main__ import main
 from training.bcl.config import bcl_preset
 from training.bcl.train import BclResult, train_bcl
 from training.data.dataset import TEST, TRAIN, DataSet
@@ -98,9 +99,31 @@ def test_new_recipes_find_their_cooks(kitchen: Kitchen) -> None:
     warm = kitchen.cooked.copy()
     warm.data[kitchen.recipes.track_split[warm.indices] != TRAIN] = 0
     warm.eliminate_zeros()
-    with cat_scorer(kitchen.recipes.tracks, kitchen.result.vectors, warm) as cat:
+    with cat_scorer(kitchen.recipes.tracks, kitchen.result.matching, warm) as cat:
         found = evaluate_audience({"cat": cat}, kitchen.cooked > 0, kitchen.rows(TEST), AudienceProtocol(cuts=(30,)))
     area, lift = (found.method("cat").figures[name] for name in ("AUC", "lift@10%"))
     print(f"seed {SEED}: AUC {area.value:.3f} [{area.low:.3f}, {area.high:.3f}], lift at a tenth {lift.value:.2f}")
     assert area.low > 0.65
     assert lift.low > 1.5
+
+
+def test_the_command_line_trains_and_measures_what_is_no_music(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Without anything to hear or to read: `bcl --alone`, then the figures of matching and of audiences."""
+    write_recipes(tmp_path / "recipes")
+    where = [str(tmp_path / "recipes"), "--work", str(tmp_path / "work")]
+    assert run(["bcl", *where, "--alone", "--preset", "demo", "--fields", ",".join(FIELDS)]) == 0
+    assert run(["evaluate", *where]) == 0
+    said = capsys.readouterr()
+    assert "matching: 70 queries" in said.out + said.err
+    assert "Debut (CAT)" in said.out + said.err
+    assert run(["publish", *where]) == 2
+    assert "python -m training larp" in capsys.readouterr().err
+
+
+def run(arguments: list[str]) -> int:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sys.argv", ["training", *arguments])
+        try:
+            return main()
+        except SystemExit as ended:
+            return int(ended.code or 0)

@@ -15,6 +15,7 @@ from training.evaluation.continuation import ContinuationProtocol
 from training.larp.config import SettingsError, StageConfig
 from training.larp.content import joined
 from training.progress import Progress, Silent
+from training.report.page import finish
 from training.report.report import Report, Scope, write_report
 from training.report.variants import FULL, PLAIN, RAW, UNTRAINED, Study, Variant
 
@@ -81,6 +82,31 @@ def test_pictures_of_what_there_is_alone(study: Study, tmp_path: Path, heard: bo
     assert "Figure 3" in text
     assert ("t-SNE" in text) == (tmp_path / "modalities.png").exists() == heard
     assert ("Figure 5" in text) == (tmp_path / "figure-5.png").exists() == bool(score_name)
+
+
+def test_no_vector_in_any_test_playlist_is_said_and_nothing_is_drawn(study: Study, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(len(study.dataset.tracks), 8)).astype(np.float32)
+    report = Report(study, tmp_path, SCOPE)
+    rows[np.concatenate([np.concatenate([query.seeds, query.truth]) for query in report.queries])] = np.nan
+    report._pictures({name: Variant(name, {"text": rows}, 0.5) for name in (UNTRAINED, FULL)})
+    text = "\n".join(report.text)
+    assert "Not drawn: no test playlist has a track with a vector." in text
+    assert "Not drawn: no two tracks of a test playlist have vectors." in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_broken_write_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = finish(tmp_path, ["# First"], {"a": 1})
+    assert path.read_text("utf-8") == "# First\n"
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.folders.os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        finish(tmp_path, ["# Second"], {"a": 2})
+    assert path.read_text("utf-8") == "# First\n"
+    assert json.loads((tmp_path / "figures.json").read_text("utf-8")) == {"a": 1}
 
 
 def test_other_stages_than_the_papers_are_refused_before_any_training(study: Study) -> None:

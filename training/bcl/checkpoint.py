@@ -54,12 +54,12 @@ def load_bcl(directory: Path) -> Bcl:
 def bcl_vectors(
     model: Bcl, tracks: Sequence[Track], vectors: Mapping[str, NDArray[np.float32]], batch: int = 8192
 ) -> NDArray[np.float32]:
-    """Return the matching vectors f32 [N, dims] of `tracks`; `vectors` as in `train_bcl`."""
+    """Return the matching vectors f32 [N, dims + content_dims] of `tracks`; `vectors` as in `train_bcl`."""
     model.eval()
-    parts = [np.empty((0, model.config.dims), np.float32)]
+    parts = [np.empty((0, model.config.dims + model.config.content_dims), np.float32)]
     with torch.no_grad():
         for start in range(0, len(tracks), batch):
             part = slice(start, start + batch)
             inputs = model.fields.transform(tracks[part], {name: rows[part] for name, rows in vectors.items()})
-            parts.append(model({name: torch.from_numpy(array) for name, array in inputs.items()}).numpy())
+            parts.append(model.matching({name: torch.from_numpy(array) for name, array in inputs.items()}).numpy())
     return np.concatenate(parts)

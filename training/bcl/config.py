@@ -12,7 +12,7 @@ from training.bcl.augment import OPERATORS
 from training.bcl.similarity import Similarity
 from training.loop import LoopConfig
 
-FORMAT = 1
+FORMAT = 2
 
 
 class BclError(DebutError):
@@ -32,7 +32,12 @@ class BclConfig:
     hidden: tuple[int, ...] = (512, 256)
     """Widths of the encoder's hidden layers."""
     dims: int = 128
-    """Length of a track's vector."""
+    """Length of a track's trained vector z."""
+    content_dims: int = 128
+    """Length of its content vector c (`training.bcl.content`); 0: a release holds z alone."""
+    content_share: float | None = None
+    """What c counts in the cosine of two tracks of a release, z the rest; None: chosen on validation tracks
+    (`training.bcl.share`)."""
     projected: int = 64
     """Length of the vector that the contrastive loss compares."""
     field_dims: int = 32
@@ -49,6 +54,8 @@ class BclConfig:
     """alpha of Swing: the larger, the less the listeners' other tracks in common count."""
     min_common: int = 2
     """Listeners that a pair of neighbours must share."""
+    least: float = 0.0
+    """Similarity that a pair of neighbours must have."""
     anchor_power: float = 0.5
     """Anchors are drawn by listeners^power."""
     supervised: str = "bpr"
@@ -100,10 +107,19 @@ class BclConfig:
             "contrastive_temperature",
         ):
             _check(name, getattr(self, name), getattr(self, name) > 0)
-        for name in ("steps", "swing_alpha", "contrastive_weight", "grouping_temperature", "anchor_power"):
+        for name in (
+            "steps",
+            "swing_alpha",
+            "contrastive_weight",
+            "grouping_temperature",
+            "anchor_power",
+            "content_dims",
+            "least",
+        ):
             _check(name, getattr(self, name), getattr(self, name) >= 0)
         for name in ("unknown_rate", "dropout"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1)
+        _check("content_share", self.content_share, self.content_share is None or 0 <= self.content_share < 1)
         for name in ("items", "correlation_sample", "correlation_batch"):
             _check(name, getattr(self, name), getattr(self, name) >= 4)
         _check("correlation_alpha", self.correlation_alpha, 0 <= self.correlation_alpha <= 1)
@@ -158,7 +174,6 @@ PRESETS: dict[str, BclConfig] = {
         steps=80,
         hidden=(256,),
         dropout=0.1,
-        negatives=2,
         contrastive_weight=0.02,
         loop=LoopConfig(epochs=6, lr=6e-3, weight_decay=0.05, patience=0, precision="fp32", threads=1),
     ),

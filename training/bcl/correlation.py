@@ -7,6 +7,8 @@ vectors of 16-128 dimensions at n = 64.
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-9  # of the distances' length
+
 
 def distance_correlation(embeddings: Tensor) -> Tensor:
     """Return the field-by-field distance correlation R* of `embeddings` [n, F, d] as [F, F] in [0, 1].
@@ -15,8 +17,9 @@ def distance_correlation(embeddings: Tensor) -> Tensor:
         U_mn = D_mn - r_m/(n-2) - r_n/(n-2) + s/((n-1)(n-2)), U_mm = 0;  r: row sums, s: the sum of D
         R*_AB = <U_A, U_B> / sqrt(<U_A, U_A> <U_B, U_B>), negative values cut to 0
 
-    All pairs at once: U flattened to [F, n^2], one product, in float64. A field that does not vary correlates
-    with nothing; the diagonal is 1. Raises ValueError for fewer than 4 items.
+    All pairs at once: U flattened to [F, n^2], one product, in float64. A field that does not vary, or of which all but
+    one item are alike (U is then 0), correlates with nothing; the diagonal is 1. Raises ValueError for fewer than 4
+    items.
     """
     n = embeddings.shape[0]
     if n < 4:
@@ -34,6 +37,8 @@ def distance_correlation(embeddings: Tensor) -> Tensor:
     flat = centred.flatten(1)
     products = flat @ flat.T
     length = products.diagonal().clamp_min(0).sqrt()
+    # What is left of a U that is 0 is the rounding of its distances, and would correlate with other rounding.
+    length = torch.where(length > ROUNDING * distance.flatten(1).norm(dim=1), length, 0.0)
     scale = length[:, None] * length[None, :]
     correlation = torch.where(scale > 0, products / scale.clamp_min(1e-300), 0.0).clamp(0, 1)
     correlation.fill_diagonal_(1.0)

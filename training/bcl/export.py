@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from index.fields import FieldSet
-from training.bcl.model import Bcl
+from training.bcl.model import Bcl, Inputs
 from training.folders import replace_folder
 from training.onnx_export import export_onnx
 
@@ -18,17 +18,28 @@ def export_matcher(model: Bcl, directory: Path) -> None:
     """Write matcher.onnx and fields.json into `directory`, or replace it.
 
     Inputs are those of `FieldSet.transform` (absent kinds left out), batch dynamic; output "vector" f32 [N,
-    dims], unit. All weights are inside the one file.
+    dims + content_dims], `Bcl.matching`. All weights are inside the one file.
     """
     arrays = _example(model.fields)
     batch = torch.export.Dim("batch", min=1)
 
     def fill(folder: Path) -> None:
         dynamic = {name: {0: batch} for name in arrays}
-        export_onnx(model.cpu().eval(), arrays, dynamic, folder / "matcher.onnx", as_mapping=True)
+        export_onnx(_Matching(model.cpu().eval()), arrays, dynamic, folder / "matcher.onnx", as_mapping=True)
         (folder / "fields.json").write_text(model.fields.to_json() + "\n", encoding="utf-8")
 
     replace_folder(directory, fill)
+
+
+class _Matching(nn.Module):
+    """The matching vector as a module of its own."""
+
+    def __init__(self, model: Bcl) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        return self.model.matching(inputs)
 
 
 def _example(fields: FieldSet) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """The BCL encoder: fields of a track -> field embeddings -> a unit vector in the matching space.
 
-z = l2(MLP(concat_f LayerNorm(e_f))); the projection head behind it serves the contrastive loss only.
+z = l2(MLP(concat_f LayerNorm(e_f))); the projection head behind it serves the contrastive loss only. A release's
+vectors are z and the fitted content vector c side by side.
 """
 
 import math
@@ -13,6 +14,8 @@ from torch.nn import functional as F
 
 from index.fields import FieldSet, Kind
 from training.bcl.config import BclConfig
+from training.bcl.content import Content
+from training.bcl.share import DEFAULT
 
 Inputs = Mapping[str, Tensor]
 """The arrays of `FieldSet.transform` as tensors, [B, ...] each."""
@@ -87,10 +90,23 @@ class Bcl(nn.Module):
             nn.Linear(config.dims, config.dims), nn.GELU(), nn.Linear(config.dims, config.projected)
         )
         self.log_temperature = nn.Parameter(torch.tensor(config.bpr_temperature).log())
+        self.content = Content(fields, config.content_dims)
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """Return unit vectors z [B, dims] of tracks."""
+        """Return unit vectors z [B, dims] of tracks: what is trained."""
         return self.encode(self.normalised(self.embedding(inputs)))
+
+    def matching(self, inputs: Inputs) -> Tensor:
+        """Return what a release holds, unit vectors [B, dims + content_dims]: l2([sqrt(1 - s) z, sqrt(s) c]).
+
+        The cosine of two tracks is (1 - s) z.z' + s c.c', s = content_share; where a track says nothing of itself, z
+        is all there is.
+        """
+        if not self.config.content_dims:
+            return self(inputs)
+        share = DEFAULT if self.config.content_share is None else self.config.content_share
+        both = (math.sqrt(1 - share) * self(inputs), math.sqrt(share) * self.content(inputs))
+        return F.normalize(torch.cat(both, 1), dim=1)
 
     def normalised(self, embeddings: Tensor) -> Tensor:
         """Return LayerNorm(e_f), with a scale and shift of its own for each field: [B, F, d] -> [B, F, d]."""

@@ -40,6 +40,11 @@ class Neighbours:
         """Return the neighbours' rows of one query, best first."""
         return self.rows[self.indptr[query] : self.indptr[query + 1]]
 
+    def some(self, queries: NDArray[np.int64]) -> "Neighbours":
+        """Return the neighbours of some of the queries [Q] alone, in that order."""
+        parts = [slice(self.indptr[q], self.indptr[q + 1]) for q in queries]
+        return _neighbours([(self.rows[part], self.scores[part]) for part in parts])
+
 
 def listen_matrix(
     listener: NDArray[np.int64],

@@ -1,6 +1,6 @@
 """BCL as a task of the training loop: its batches, its loss L = L_s + lambda L_c, its validation."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -18,7 +18,10 @@ from training.bcl.losses import bpr, nt_xent, sampled_softmax
 from training.bcl.model import Bcl, Inputs, forget
 from training.bcl.similarity import Neighbours
 from training.bcl.supervision import ItemPairs
-from training.evaluation.metrics import ranking
+from training.evaluation.metrics import blocks, ranking
+
+MOST_QUERIES = 10_000
+"""Validation tracks asked after an epoch: enough for a Recall to half a per cent, however large the catalogue."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +41,32 @@ class Batch:
 
 @dataclass(frozen=True)
 class Validation:
-    """Cold queries [Q], warm candidates [C] (track rows), and each query's truth, bool [Q, C]."""
+    """Cold queries [Q], warm candidates [C] (track rows, sorted), and each query's truth among them."""
 
     queries: NDArray[np.int64]
     candidates: NDArray[np.int64]
-    truth: NDArray[np.bool_]
+    truth: Neighbours
 
     @classmethod
-    def of(cls, queries: NDArray[np.int64], candidates: NDArray[np.int64], found: Neighbours) -> "Validation":
-        """Keep the queries that have a neighbour in `found` (one entry a query); `candidates` are sorted."""
-        truth = np.zeros((len(queries), len(candidates)), bool)
-        for row in range(len(queries)):
-            truth[row, np.searchsorted(candidates, found.of(row))] = True
-        some = truth.any(1)
-        return cls(queries[some], candidates, truth[some])
+    def of(
+        cls, queries: NDArray[np.int64], candidates: NDArray[np.int64], found: Neighbours, most: int = MOST_QUERIES
+    ) -> "Validation":
+        """Keep the queries that have a neighbour in `found` (one entry a query): at most `most`, evenly spread."""
+        some = np.flatnonzero(np.diff(found.indptr))
+        asked = min(len(some), most)
+        some = some[np.arange(asked) * len(some) // max(asked, 1)]
+        return cls(queries[some], candidates, found.some(some))
+
+    def recall(self, vectors: NDArray[np.float32], cut: int) -> float:
+        """Return Recall@`cut` of the inner product of `vectors` [N, d], a block of queries at a time."""
+        found, near = [], vectors[self.candidates].T
+        for block in blocks(len(self.queries), len(self.candidates)):
+            scores = vectors[self.queries[block]] @ near
+            truth = np.zeros(scores.shape, bool)
+            for row, query in enumerate(range(block.start, block.stop)):
+                truth[row, np.searchsorted(self.candidates, self.truth.of(query))] = True
+            found.append(ranking(scores, truth, (cut,), np.random.default_rng(0))[f"R@{cut}"])
+        return float(np.concatenate(found).mean())
 
 
 class BclTask:
@@ -147,17 +162,14 @@ class BclTask:
         self.validated += 1
         if self.validation is None:
             return float(self.validated)
-        vectors = self.vectors()
-        scores = vectors[self.validation.queries] @ vectors[self.validation.candidates].T
-        cut = self.config.validation_cut
-        return float(ranking(scores, self.validation.truth, (cut,), np.random.default_rng(0))[f"R@{cut}"].mean())
+        return self.validation.recall(self.vectors(), self.config.validation_cut)
 
-    def vectors(self) -> NDArray[np.float32]:
-        """Return the vectors of the whole catalogue as the model stands, f32 [N, dims]."""
+    def vectors(self, encode: Callable[[Inputs], Tensor] | None = None) -> NDArray[np.float32]:
+        """Return the vectors of the whole catalogue as the model stands: z f32 [N, dims], or what `encode` makes."""
         self.model.eval()
         with torch.no_grad():
             parts = [
-                self.model(self._inputs(rows))
+                (encode or self.model)(self._inputs(rows))
                 for rows in np.array_split(np.arange(self.tracks), 1 + self.tracks // 8192)
             ]
         return torch.cat(parts).float().cpu().numpy()

@@ -18,6 +18,7 @@ from training.bcl.checkpoint import save_bcl
 from training.bcl.config import BclConfig, BclError
 from training.bcl.fields import choose_fields
 from training.bcl.model import Bcl, Inputs
+from training.bcl.share import choose_share, joined
 from training.bcl.similarity import Similarity, item_cf, listen_matrix
 from training.bcl.supervision import ItemPairs, item_pairs
 from training.bcl.task import BclTask, Validation
@@ -45,9 +46,9 @@ class Listens(Protocol):
 class BclResult:
     """What a run gave.
 
-    `score` is the best validation Recall@K (`selected_on` says which K, or why there is none); `pairs` and
-    `anchors` count the supervision; `vectors` f32 [N, dims] are those of all tracks; `correlation` [F, F] is
-    the last C.
+    `score` is the best validation Recall@K of z (`selected_on` says which K, or why there is none); `pairs` and
+    `anchors` count the supervision; of all tracks `vectors` f32 [N, dims] are z, `matching` f32 [N, dims +
+    content_dims] what a release holds; `correlation` [F, F] is the last C.
     """
 
     model: Bcl
@@ -58,6 +59,7 @@ class BclResult:
     pairs: int
     seconds: float
     vectors: NDArray[np.float32]
+    matching: NDArray[np.float32]
     correlation: NDArray[np.float32]
 
 
@@ -70,32 +72,34 @@ def train_bcl(
     config: BclConfig,
     progress: Progress,
     *,
+    further: Sequence[str] = (),
     saves: Path | None = None,
     board: Path | None = None,
     save_every_s: float = 600.0,
 ) -> BclResult:
     """Train BCL and save it in `directory`.
 
-    `vectors` holds LARP's "audio", "text" and "lyrics" vectors, f32 [N, width] with NaN rows where a track
-    has none. Only listens of train tracks supervise; those of valid tracks choose the epoch; those of test
-    tracks are not read. Without co-listening pairs only the contrastive loss trains, and progress says so.
-    (Playlists make listeners as well: pass each as one.) The same seed gives the same weights on the same
-    machine, whether or not the training was broken off between: one that was goes on from the folder `saves`. `board`:
-    folder of TensorBoard's curves. Raises BclError for fewer than 4 tracks, no train track, or nothing to learn from,
-    SavesError for saves of another training, TrainingError.
+    `vectors` holds LARP's "audio", "text" and "lyrics" vectors, f32 [N, width] with NaN rows where a track has none;
+    `further` columns are fields beyond the usual ones (`choose_fields`). Only listens of train tracks supervise; those
+    of valid tracks choose the epoch; those of test tracks are not read. Without co-listening pairs only the contrastive
+    loss trains, and progress says so. (Playlists make listeners as well: pass each as one.) The same seed gives the
+    same weights on the same machine, whether or not the training was broken off between: one that was goes on from the
+    folder `saves`. `board`: folder of TensorBoard's curves. Raises BclError for fewer than 4 train and valid tracks, no
+    train track, or nothing to learn from, SavesError for saves of another training, TrainingError.
     """
     began = time.monotonic()
     split = np.asarray(track_split)
     train = np.flatnonzero(split == TRAIN)
-    if len(tracks) < 4 or not len(train):
-        raise BclError(f"BCL needs 4 tracks and a train split, got {len(tracks)} tracks, {len(train)} in train")
-    config = choose_fields([tracks[row] for row in train], {n: rows[train] for n, rows in vectors.items()}, config)
-    fields = FieldSet.fit(
-        config.fields,
-        [tracks[row] for row in train],
-        {n: rows[train] for n, rows in vectors.items()},
-        config.min_count,
-    )
+    known = int((split != TEST).sum())
+    if known < FEWEST_ITEMS or not len(train):
+        raise BclError(
+            f"BCL needs {FEWEST_ITEMS} tracks in train and valid, some of them in train; got {known} and {len(train)}"
+        )
+    learnt, known_vectors = [tracks[row] for row in train], {n: rows[train] for n, rows in vectors.items()}
+    config = choose_fields(learnt, known_vectors, config, further)
+    if silent := sorted({*further} - {spec.column for spec in config.fields}):
+        progress.say(f"bcl: {', '.join(silent)} left out: no field, or the same in all train tracks that have it")
+    fields = FieldSet.fit(config.fields, learnt, known_vectors, config.min_count)
     inputs = {name: torch.from_numpy(array) for name, array in fields.transform(tracks, vectors).items()}
     pairs, validation = _supervision(listens, split, config)
     if len(fields.groups) < 2:
@@ -106,14 +110,18 @@ def train_bcl(
     with reproducible(config.loop.seed, config.loop.threads):
         # Not even their content is learnt from: a song that is uploaded later will not have been seen either.
         items = told_apart(inputs, np.flatnonzero(split != TEST))
-        task = BclTask(Bcl(fields, config), inputs, pairs, validation, pick_device(config.loop.device), items)
+        model = Bcl(fields, config)
+        model.content.fit(inputs, train, config.loop.seed)
+        task = BclTask(model, inputs, pairs, validation, pick_device(config.loop.device), items)
         kept = Saves(saves, _made_from(config, inputs, pairs, validation, items), save_every_s) if saves else None
         curves = Board(board, kept.position.step if kept and kept.position else 0) if board else None
         fitted = fit(task, config.loop, progress, kept, curves)
         if curves:
             curves.close()
-        found = task.vectors()
+        found, content = task.vectors(), task.vectors(task.model.content)
     model = task.model.cpu().eval()
+    if config.content_share is None:
+        model.config = replace(config, content_share=_share(found, content, listens, split, config, progress))
     result = BclResult(
         model,
         fitted,
@@ -125,12 +133,27 @@ def train_bcl(
         len(pairs.neighbours.rows) if pairs else 0,
         time.monotonic() - began,
         found,
+        joined(found, content, model.config.content_share),
         task.tracker.matrix.numpy(),
     )
     save_bcl(model, directory, model_card(result))
     if saves:
         remove_folder(saves)
     return result
+
+
+def _share(
+    trained: NDArray[np.float32],
+    content: NDArray[np.float32],
+    listens: Listens | None,
+    split: NDArray[np.int8],
+    config: BclConfig,
+    progress: Progress,
+) -> float:
+    share, area = choose_share(trained, content, listens, split, config.loop.seed)
+    if area is not None:
+        progress.say(f"bcl: content counts {share:g} of a matching vector (AUC of validation audiences {area:.4f})")
+    return share
 
 
 def _made_from(
@@ -148,7 +171,7 @@ def _made_from(
         for part in (pairs.anchors, pairs.share, pairs.neighbours.indptr, pairs.neighbours.rows, pairs.negatives):
             data.update(part.tobytes())
     if validation:
-        for part in (validation.queries, validation.candidates, validation.truth):
+        for part in (validation.queries, validation.candidates, validation.truth.indptr, validation.truth.rows):
             data.update(part.tobytes())
     return {"settings": hashlib.sha256(config.to_json().encode()).hexdigest()[:16], "data": data.hexdigest()[:16]}
 
@@ -181,6 +204,7 @@ def _supervision(
         train,
         top=config.neighbours,
         min_common=config.min_common,
+        least=config.least,
         power=config.anchor_power,
         pairs=cast(Similarity, config.pairs),
         alpha=config.swing_alpha,
@@ -221,7 +245,8 @@ def model_card(result: BclResult) -> str:
     return f"""# BCL matching encoder
 
 Maps a track's content to a unit vector of {config.dims} in which tracks with similar audiences are near
-(Bootstrapping Contrastive Learning, arXiv 2308.02844, written anew from its summary).
+(Bootstrapping Contrastive Learning, arXiv 2308.02844, written anew from its summary), and beside it, in
+{config.content_dims} numbers that count {config.content_share:g} of a cosine, what the track says of itself.
 
 | | |
 |---|---|

@@ -86,7 +86,7 @@ class DataSet:
     def open(cls, root: Path | str, attributes: Collection[str] = ()) -> "DataSet":
         """Read and check the directory.
 
-        `attributes` names further columns of tracks.parquet to keep (text, number or list of texts). A
+        `attributes` names further columns of tracks.parquet to keep (text, number, date or list of texts). A
         playlist's second entry of one track is dropped (playlists are sets); where splits are missing they
         are drawn by hash (`training.data.splits`). Raises DataSetError naming file, column and row.
         """
@@ -157,6 +157,8 @@ def _read_attribute(table: Table, name: str) -> list[Any]:
         return [value if value is None else str(value).lower() for value in table.optional(name, "flag") or []]
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return table.optional(name, "texts") or []
+    if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+        return table.optional(name, "date") or []
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     return table.optional(name, "number" if number else "text") or []
 

@@ -87,4 +87,4 @@ def _pushed(reach: float, listeners: int) -> int:
 
 
 def _lift(reach: float) -> str:
-    return f"lift@{reach:.0%}"
+    return f"lift@{100 * reach:g}%"

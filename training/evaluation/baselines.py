@@ -22,14 +22,21 @@ def same_artist(tracks: Sequence[Track]) -> sparse.csr_array:
 def tfidf_captions(tracks: Sequence[Track], clauses: Collection[str] = CLAUSES) -> sparse.csr_array:
     """Return TF-IDF of the captions' words, unit rows [N, words], fitted on all tracks given."""
     words = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b")
-    return sparse.csr_array(words.fit_transform([caption(track, clauses) for track in tracks]))
+    return _fitted(words, [caption(track, clauses) for track in tracks])
 
 
 def tfidf_letters(tracks: Sequence[Track], clauses: Collection[str] = CLAUSES) -> sparse.csr_array:
     """Return TF-IDF of runs of 3 to 5 letters inside the captions' words, unit rows [N, runs]."""
     captions = [caption(track, clauses) for track in tracks]
     runs = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), min_df=2 if len(captions) > 100 else 1)
-    return sparse.csr_array(runs.fit_transform(captions))
+    return _fitted(runs, captions)
+
+
+def _fitted(counter: TfidfVectorizer, captions: Sequence[str]) -> sparse.csr_array:
+    try:
+        return sparse.csr_array(counter.fit_transform(captions))
+    except ValueError:  # there is no word, or no run that two share: all tie
+        return sparse.csr_array((len(captions), 1))
 
 
 def shared_artist(labels: sparse.csr_array) -> sparse.csr_array:
@@ -44,6 +51,11 @@ def tfidf_attributes(tracks: Sequence[Track], names: Sequence[str] = ()) -> spar
         return sparse.csr_array((len(tracks), 1))
     values = TfidfVectorizer(analyzer=lambda tokens: tokens, binary=True)
     return sparse.csr_array(values.fit_transform(tokens))
+
+
+def tfidf_of(tracks: Sequence[Track]) -> sparse.csr_array:
+    """Return `tfidf_attributes` with every further attribute that some track has."""
+    return tfidf_attributes(tracks, sorted({name for track in tracks for name in track.attributes}))
 
 
 def _attribute_tokens(track: Track, names: Sequence[str]) -> list[str]:

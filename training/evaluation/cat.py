@@ -14,6 +14,8 @@ from scipy import sparse
 
 from index.audience import Audience, AudienceResult, write_audience
 from index.collection import Collection, CollectionView, write_collection
+from index.listening import Listening
+from index.listening_file import ACTIVITY
 from index.tracks import Track
 from training.evaluation.audience import Scorer
 from training.evaluation.vectors import LAST
@@ -37,14 +39,15 @@ def cat_scorer(
     plays: sparse.csr_array,
     *,
     clusters: int | None = None,
+    activity: float = ACTIVITY,
 ) -> Iterator[Scorer]:
     """Give the scorer while the block runs: every listener's score as `index.audience` gives it.
 
     `matching` f32 [N, d] unit rows (NaN where missing); `plays` [listeners, tracks] of WARM tracks only; `clusters` as
-    in `Audience.target`. A listener whom CAT does not name (nothing heard) comes last, and for a track without vector
-    all tie.
+    in `Audience.target`, `activity` as in `write_audience`. A listener whom CAT does not name (nothing heard) comes
+    last, and for a track without vector all tie.
     """
-    with _opened(tracks, matching, plays) as (audience, view):
+    with _opened(tracks, matching, plays, activity) as (audience, view):
         listeners = plays.shape[0]
 
         def score(found: AudienceResult) -> NDArray[np.floating]:
@@ -71,18 +74,25 @@ def centroid_scorer(
         listener, row = (axis.astype(np.int64) for axis in sparse.coo_array(plays).coords)
         ids = [str(u) for u in range(plays.shape[0])]
         write_audience(Path(name), ids, listener, row, sparse.coo_array(plays).data.astype(np.float32), matching)
-        vectors = np.load(Path(name) / "vectors.npy")
+        listening = Listening.open(Path(name))
+        assert listening is not None
+        placed = slice(0, listening.placed)
+        vectors, places = listening.points(placed), [int(u) for u in listening.ids.to_list()[placed] if u is not None]
 
         def score(found: AudienceResult) -> NDArray[np.floating]:
-            nearest = (vectors @ np.stack([one.centroid for one in found.clusters]).T).max(axis=1)
-            return np.where(vectors.any(axis=1), nearest, LAST).astype(np.float32)
+            out = np.full(len(listening), LAST, np.float32)
+            out[places] = (vectors @ np.stack([one.centroid for one in found.clusters]).T).max(axis=1)
+            return out
 
         yield _scorer(audience, view, matching, plays.shape[0], clusters, score)
 
 
 @contextmanager
 def _opened(
-    tracks: Sequence[Track], matching: NDArray[np.float32], plays: sparse.csr_array
+    tracks: Sequence[Track],
+    matching: NDArray[np.float32],
+    plays: sparse.csr_array,
+    activity: float = ACTIVITY,
 ) -> Iterator[tuple[Audience, CollectionView]]:
     """Write collection and audience into a temporary folder and open them."""
     warm = sparse.coo_array(plays)
@@ -94,7 +104,8 @@ def _opened(
         write_collection(folder.path, tracks, interactions, parts, matching)
         listener, row = (axis.astype(np.int64) for axis in warm.coords)
         ids = [str(u) for u in range(warm.shape[0])]
-        write_audience(folder.path / "audience", ids, listener, row, warm.data.astype(np.float32), matching)
+        heard = (listener, row, warm.data.astype(np.float32))
+        write_audience(folder.path / "audience", ids, *heard, matching, activity=activity)
         yield Audience.open(folder), Collection.open(folder).view()
 
 

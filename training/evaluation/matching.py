@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from training.bcl.similarity import Neighbours, item_cf
+from training.bcl.similarity import Neighbours, item_cf, listen_matrix
+from training.data.dataset import TEST, TRAIN, VALID, DataSet
 from training.evaluation.metrics import blocks, ceiling, chance, ranking
 from training.evaluation.results import Evaluation, EvaluationError, summarise
 from training.evaluation.vectors import Vectors, filled, similarity
@@ -102,25 +103,54 @@ def prior_weight(
 
     Choose it on validation tracks: their truth on listens without those of test tracks.
     """
-    prior = np.log1p(np.asarray(warm.sum(0)).ravel())
-    figure = f"R@{max(task.protocol.cuts)}"
+    prior, cut = np.log1p(np.asarray(warm.sum(0)).ravel())[task.candidates], max(task.protocol.cuts)
+    orders = [np.random.default_rng(task.protocol.seed) for _ in weights]
+    found = np.zeros(len(weights))
+    for block in blocks(len(task.queries), len(task.candidates)):
+        scores, truth = np.asarray(scorer(task.queries[block], task.candidates)), _truth(task, block)
+        for n, (weight, rng) in enumerate(zip(weights, orders, strict=True)):
+            figures = ranking(scores + weight * prior, truth, (cut,), rng, task.protocol.tie_draws)
+            found[n] += figures[f"R@{cut}"].sum()
+    return weights[int(np.argmax(found))]
 
-    def scored(weight: float) -> Scorer:
-        return lambda queries, candidates: scorer(queries, candidates) + weight * prior[candidates]
 
-    found = evaluate_matching({f"{weight}": scored(weight) for weight in weights}, task)
-    return max(weights, key=lambda weight: found.method(f"{weight}").figures[figure].value)
+@dataclass(frozen=True)
+class MatchingTasks:
+    """A data set's cold tracks as tasks, and what a method may know of popularity.
 
+    test: test queries, truth on all listens. valid: validation queries, truth on listens without those of test tracks;
+    None where they have none. warm: the listens of training tracks, 0/1 [listeners, tracks]. listeners: of each test
+    query on all listens, f64 [Q].
+    """
 
-def by_group(evaluation: Evaluation, labels: Sequence[str], figure: str) -> dict[str, dict[str, float]]:
-    """Return {label: {method: mean figure}} over the queries of each label, as popularity deciles."""
-    if len(labels) != evaluation.queries:
-        raise ValueError(f"{len(labels)} labels for {evaluation.queries} queries")
-    at = np.asarray(labels)
-    return {
-        str(label): {m.method: float(m.per_query[figure][at == label].mean()) for m in evaluation.methods}
-        for label in dict.fromkeys(labels)
-    }
+    test: MatchingTask
+    valid: MatchingTask | None
+    warm: sparse.csr_array
+    listeners: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, dataset: DataSet, protocol: MatchingProtocol) -> "MatchingTasks":
+        """Set both tasks. Raises EvaluationError without listens, or when no test track has a truth."""
+        listens, split = dataset.listens, dataset.track_split
+        if listens is None:
+            raise EvaluationError("the data set has no listens.parquet: matching is not measured", code="no_listens")
+        shape = (len(listens.listener_ids), len(dataset.tracks))
+
+        def heard(*parts: int) -> sparse.csr_array:
+            return listen_matrix(listens.listener, listens.row, shape, np.isin(split, parts))
+
+        cold, held_back, warm = (np.flatnonzero(split == part) for part in (TEST, VALID, TRAIN))
+        full = heard(TRAIN, VALID, TEST)
+        test = matching_task(full, cold, warm, protocol)
+        try:
+            valid = matching_task(heard(TRAIN, VALID), held_back, warm, protocol)
+        except EvaluationError:
+            valid = None
+        return cls(test, valid, heard(TRAIN), np.asarray(full.sum(0)).ravel()[test.queries])
+
+    def prior_weight(self, scorer: Scorer) -> float | None:
+        """Return the weight that validation tracks choose; None where none has a truth."""
+        return prior_weight(scorer, self.warm, self.valid) if self.valid else None
 
 
 def _truth(task: MatchingTask, block: slice) -> NDArray[np.bool_]:

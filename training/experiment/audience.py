@@ -8,6 +8,8 @@ from typing import Any
 
 from training.experiment.rows import ExperimentError, Row, read_rows, text
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -24,7 +26,7 @@ def read_audience(path: Path, track_id: str | None) -> tuple[str, list[Member]]:
     JSON (.json) is schemas.AudienceResponse, of which `track_id` and `listeners` are read; anything else a table
     with the column listener_id, and score and cluster if it has them. `track_id` must be given where the file does
     not say it, and must agree where it does. Raises ExperimentError for that, for a broken file, a listener that
-    stands twice, and an audience of fewer than two.
+    stands twice, an id that the service's CSV has led by an apostrophe, and an audience of fewer than two.
     """
     said, entries = _document(path) if path.suffix.lower() == ".json" else (None, _table(path))
     if said is not None and track_id not in (None, said):
@@ -51,7 +53,15 @@ def member(row: Row, place: str) -> Member:
 
 
 def _table(path: Path) -> list[tuple[str, Member]]:
-    return [(place, member(row, place)) for place, row in read_rows(path, ["listener_id"], ["score", "cluster"])]
+    found = [(place, member(row, place)) for place, row in read_rows(path, ["listener_id"], ["score", "cluster"])]
+    for place, one in found:
+        rest = one.listener_id.removeprefix("'")
+        if rest != one.listener_id and (rest.startswith(_FORMULA) or rest.lstrip().startswith(_FORMULA)):
+            raise ExperimentError(
+                f"{place}: {one.listener_id!r} is led by an apostrophe, as the service's CSV does with an id that "
+                "could be a formula, so it is not the id of the events: use the JSON answer"
+            )
+    return found
 
 
 def _document(path: Path) -> tuple[str, list[tuple[str, Member]]]:
@@ -61,8 +71,8 @@ def _document(path: Path) -> tuple[str, list[tuple[str, Member]]]:
         raise ExperimentError(f"{path} cannot be read: {error.strerror or error}") from error
     except json.JSONDecodeError as error:
         raise ExperimentError(f"{path}, line {error.lineno}: is no JSON ({error.msg})") from error
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise ExperimentError(f"{path} is no JSON in UTF-8") from error
+    except (ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, a thousand brackets
+        raise ExperimentError(f"{path} is no JSON in UTF-8 that can be read") from error
     listeners = found.get("listeners") if isinstance(found, dict) else None
     if not isinstance(listeners, list):
         raise ExperimentError(f"{path} holds no list of `listeners`: save an answer of GET /audience")
@@ -79,7 +89,7 @@ def _entry(row: Any, place: str) -> tuple[str, Member]:
 def _finite(value: Any, column: str, place: str) -> float:
     try:
         found = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = math.nan
     if not math.isfinite(found):
         raise ExperimentError(f"{place}: {column} is {str(value)[:40]!r}; a number is needed")

@@ -45,8 +45,8 @@ def plan(
     typer.echo(
         "the arms are too small to find any rise of the base rate"
         if rise is None
-        else f"a base rate of {base_rate:.2%} must rise by {rise['absolute']:.2%} points ({rise['relative']:+.0%}) "
-        f"to be found with power {said['power']:g}"
+        else f"a base rate of {base_rate:.2%} must rise by {100 * rise['absolute']:.2f} percentage points "
+        f"({rise['relative']:+.0%}) to be found with power {said['power']:g}"
     )
 
 
@@ -71,13 +71,13 @@ def read(
 
     rule, made = Effective(seconds, completed), read_plan(folder)
     reading = Reading.of(made, tally(made, events, rule), rule, Draws(draws, seed), by_cluster=by_cluster)
+    typer.echo(reading.markdown())
     target = out or folder / "report.json"
     staged = target.with_name(f"{target.name}.part")
     staged.write_text(
         json.dumps(reading.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
     )
     os.replace(staged, target)
-    typer.echo(reading.markdown())
 
 
 def _moment(text: str | None) -> datetime:

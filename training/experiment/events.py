@@ -74,6 +74,7 @@ def tally(plan: Plan, paths: Sequence[Path], rule: Effective) -> Tally:
     for path in paths:
         for where, row in read_rows(path, _REQUIRED, _OPTIONAL):
             listener, event = text(row, "listener_id", where), _event(row, where)
+            place = place_of.get(listener)
             heard, length = _heard(row, where) if event == PLAY else (None, None)
             moment = _moment(row, where) if "time" in row else None
             found.read += 1
@@ -81,17 +82,17 @@ def tally(plan: Plan, paths: Sequence[Path], rule: Effective) -> Tally:
                 found.other_tracks += 1
             elif moment is not None and moment < plan.start:
                 found.early += 1
-            elif listener not in place_of:
+            elif place is None:
                 found.outside += 1
                 found.strangers.add(listener)
-            elif moment is not None and (listener, event, moment, heard, length) in seen:
+            elif moment is not None and (place, event, moment, heard, length) in seen:
                 found.repeated += 1
             else:
                 found.counted += 1
                 found.untimed += moment is None
                 if moment is not None:
-                    seen.add((listener, event, moment, heard, length))
-                _count(found, place_of[listener], event, _effective(heard, length, rule))
+                    seen.add((place, event, moment, heard, length))
+                _count(found, place, event, _effective(heard, length, rule))
     return found
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from training.experiment.audience import Member, member
-from training.experiment.rows import ExperimentError, read_rows
+from training.experiment.rows import ExperimentError, read_rows, text
 from training.experiment.statistics import LEVEL, POWER, detectable
 
 FORMAT = 1
@@ -57,21 +57,32 @@ class Plan:
 
 def arm_of(salt: str, track_id: str, listener_id: str, share: float) -> str:
     """Return the arm (RULE): always the same for a listener, whoever else is in the audience."""
-    text = json.dumps([salt, track_id, listener_id], ensure_ascii=False, separators=(",", ":"))
-    place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    named = json.dumps([salt, track_id, listener_id], ensure_ascii=False, separators=(",", ":"))
+    place = int.from_bytes(hashlib.sha256(named.encode()).digest()[:8], "big")
     return TREATMENT if place < int(share * 2**64) else CONTROL
 
 
 def make_plan(
     track_id: str, members: Sequence[Member], salt: str, share: float, start: datetime, base_rate: float
 ) -> Plan:
-    """Deal the members into arms. Raises ExperimentError for a share or base rate outside ]0, 1[, or an empty salt."""
+    """Deal the members into arms.
+
+    Raises ExperimentError for a share or base rate outside ]0, 1[, a salt or track that is empty or no text, and an arm
+    that nobody falls into.
+    """
     for name, value in (("share", share), ("base rate", base_rate)):
         if not 0 < value < 1:
             raise ExperimentError(f"the {name} must lie between 0 and 1, it is {value}")
     if not salt.strip():
         raise ExperimentError("the salt is empty: name the experiment, so that another one deals anew")
+    for name, value in (("salt", salt), ("track_id", track_id)):
+        text({name: value}, name, "the plan")
     arms = [arm_of(salt, track_id, one.listener_id, share) for one in members]
+    if len(set(arms)) < len(ARMS):
+        raise ExperimentError(
+            f"all {len(members)} listeners fall into {arms[0] if arms else 'no arm'}, none is left to compare them "
+            "with: ask for a larger audience, or another share"
+        )
     return Plan(salt, track_id, share, start, base_rate, list(members), arms, len(members))
 
 
@@ -86,7 +97,7 @@ def write_plan(plan: Plan, folder: Path, source: str) -> dict[str, Any]:
     document = describe(plan, source)
     staged = folder / f"{TABLE}.part"
     with staged.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
+        table = csv.writer(file)  # lines end in CR LF, so that either of them is quoted inside an id
         table.writerow(["listener_id", "arm", "score", "cluster"])
         table.writerows(
             (one.listener_id, arm, _cell(one.score), _cell(one.cluster))
@@ -141,6 +152,8 @@ def read_plan(folder: Path) -> Plan:
         salt, track, share = str(document["salt"]), str(document["track_id"]), float(document["share"])
         start, base = datetime.fromisoformat(document["start"]), float(document["base_rate"])
         planned = int(document["listeners"])
+        if not 0 < share < 1:
+            raise ValueError(f"share {share}")
     except (KeyError, TypeError, ValueError) as error:
         raise ExperimentError(f"{folder / PLAN} is damaged ({error!r}): make the plan again") from error
     start = start if start.tzinfo else start.replace(tzinfo=UTC)

@@ -57,6 +57,10 @@ class Reading:
             found.append("No event counts: check the track's id, the listeners' ids and the plan's start.")
         return found
 
+    @property
+    def _tests(self) -> int:
+        return sum(len(found) for found in (self.whole, *self.clusters.values()))
+
     def markdown(self) -> str:
         """Return the report as Markdown."""
         plan, tally, rule = self.plan, self.tally, self.rule
@@ -71,7 +75,7 @@ class Reading:
             f"An effective play lasts {rule.seconds:g} s or {rule.completed:.0%} of the track (our definition: the "
             f"paper states none). Intervals hold with {LEVEL:.0%}: Newcombe's and Donner and Zou's for shares, the "
             f"bootstrap over listeners for means; permutation and bootstrap with {self.drawn.draws} draws, seed "
-            f"{self.drawn.seed}. The p are not corrected for there being {len(self.whole)}: decide by the first. The "
+            f"{self.drawn.seed}. The p are not corrected for there being {self._tests}: decide by the first. The "
             "favourite rate compares those who chose to listen; only the other rows are randomised comparisons.",
         ]
         for key, found in self.clusters.items():
@@ -116,7 +120,7 @@ def _interval(found: Interval, *, percent: bool = False) -> str:
     if math.isnan(found.value):
         return "–"
     value, low, high = (_signed(x, percent) for x in (found.value, found.low, found.high))
-    return f"{value} [{low}, {high}]"
+    return value if math.isnan(found.low) else f"{value} [{low}, {high}]"
 
 
 def _signed(value: float, percent: bool) -> str:
@@ -150,4 +154,4 @@ def _ends(found: Interval) -> dict[str, float | None]:
 
 
 def _plain(value: float) -> float | None:
-    return round(value, 8) if math.isfinite(value) else None
+    return float(f"{value:.8g}") if math.isfinite(value) else None  # a p of 1e-12 is not 0

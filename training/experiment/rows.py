@@ -59,7 +59,7 @@ def _parquet(path: Path, required: Sequence[str], optional: Sequence[str]) -> It
                 for values in _microseconds(batch).to_pylist():
                     yield f"{path}, row {row}", {name: None if v == "" else v for name, v in values.items()}
                     row += 1
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+    except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
         raise ExperimentError(f"{path}, from row {row} on: cannot be read as Parquet ({error})") from error
 
 

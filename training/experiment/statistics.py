@@ -89,8 +89,10 @@ def mean_differences(
 ) -> tuple[Interval, Interval]:
     """Return the difference of the means of two arms, and treated / control - 1, by bootstrap over listeners.
 
-    `treated` and `control` [n] hold one whole number a listener. Percentile intervals of `draws` resamples; a
-    resample whose control has nothing has an infinite ratio. All NaN for an empty arm.
+    `treated` and `control` [n] hold one whole number a listener. Percentile intervals of `draws` resamples; a resample
+    whose control has nothing has an infinite ratio; where the control itself has nothing the ratio has no ends (NaN),
+    because no resample could tell them, nor has either figure where all listeners of each arm count the same. All NaN
+    for an empty arm.
     """
     values, arms = _tallied(treated, control)
     sizes = arms.sum(1)
@@ -100,11 +102,12 @@ def mean_differences(
     t, c = (rng.multinomial(n, arm / n, draws) @ values / n for arm, n in zip(arms, sizes, strict=True))
     means = arms @ values / sizes
     ratios = np.divide(t, c, out=np.full(draws, np.inf), where=c > 0) - 1
-    difference = Interval(float(means[0] - means[1]), *_ends(t - c))
-    if not means.any():
-        return difference, Interval(math.nan, math.nan, math.nan)
-    ratio = float(means[0] / means[1]) - 1 if means[1] else math.inf
-    return difference, Interval(ratio, *_ends(ratios))
+    unknown = (math.nan, math.nan)
+    varies = bool(((arms > 0).sum(1) > 1).any())
+    difference = Interval(float(means[0] - means[1]), *(_ends(t - c) if varies else unknown))
+    if not means[1]:
+        return difference, Interval(math.inf if means[0] else math.nan, *unknown)
+    return difference, Interval(float(means[0] / means[1]) - 1, *(_ends(ratios) if varies else unknown))
 
 
 def mean_test(treated: ArrayLike, control: ArrayLike, *, draws: int = DRAWS, seed: int = SEED) -> float:

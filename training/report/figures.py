@@ -1,6 +1,7 @@
 """The report's pictures, as PNG files: the paper's figures 3 to 5, and what its summary asks to be looked at."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib as mpl
@@ -12,6 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from training.evaluation.estimates import Estimate
+from training.folders import replace_file
 from training.larp.content import Vectors
 
 _CLOUD, _CHOSEN, _SECOND = "#c8ccd4", "#c0392b", "#2c6fbb"
@@ -26,8 +28,9 @@ def _panels(count: int, width: float = 3.0, height: float = 2.8) -> tuple[Figure
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=130, metadata={"Software": None})
-    return path
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=130, metadata={"Software": None})
+    return replace_file(path, drawn.getvalue())
 
 
 def playlist_in_the_cloud(
@@ -61,6 +64,36 @@ def curve(
         axes.axhline(line, color=_CLOUD, lw=1)
     axes.set(xlabel=x_label, ylabel=y_label, xticks=places, ylim=(0, None))
     axes.set_xticklabels([point[0] for point in points])
+    return _save(figure, path)
+
+
+def sweeps(settings: Mapping[str, Sequence[tuple[str, Estimate]]], y_label: str, path: Path) -> Path:
+    """What each value of each setting changes, with intervals: a panel a setting, a line at no change."""
+    figure, panels = _panels(len(settings), 2.4, 2.6)
+    low = min(found.low for points in settings.values() for _, found in points)
+    high = max(found.high for points in settings.values() for _, found in points)
+    room = 0.05 * (high - low) or 0.01
+    for axes, (name, points) in zip(panels, settings.items(), strict=True):
+        values = np.array([(found.value, found.low, found.high) for _, found in points])
+        places = np.arange(len(points))
+        axes.axhline(0, color=_CLOUD, lw=1)
+        axes.errorbar(
+            places, values[:, 0], np.abs(values[:, 1:].T - values[:, 0]), fmt="o", color=_SECOND, capsize=3, ms=4
+        )
+        axes.set(xlabel=name, xticks=places, ylim=(low - room, high + room))
+        axes.set_xticklabels([point[0] for point in points])
+    panels[0].set_ylabel(y_label)
+    return _save(figure, path)
+
+
+def by_part(values: Mapping[str, Sequence[float]], names: Sequence[str], labels: tuple[str, str], path: Path) -> Path:
+    """Means of parts of the queries, a line a method; `labels` of the axes."""
+    figure, (axes,) = _panels(1, 6.0, 3.2)
+    for method, means in values.items():
+        axes.plot(np.arange(len(names)), means, "o-", ms=3, label=method)
+    axes.set(xlabel=labels[0], ylabel=labels[1], xticks=np.arange(len(names)), ylim=(0, None))
+    axes.set_xticklabels(names)
+    axes.legend(loc="best", frameon=False, fontsize=7)
     return _save(figure, path)
 
 

@@ -1,6 +1,5 @@
 """Writes the report of one data set: README.md, figures.json and pictures in a folder."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from training.recommenders.dropoutnet import fit_dropoutnet
 from training.recommenders.itemknn import fit_itemknn
 from training.recommenders.recommender import Fit, scorer
 from training.report import figures, tables
+from training.report.page import finish
 from training.report.variants import FULL, PLAIN, RAW, UNTRAINED, Study, Variant
 
 RECOMMENDERS: dict[str, Fit] = {"ItemKNN": fit_itemknn, "DropoutNet": fit_dropoutnet, "CLCRec": fit_clcrec}
@@ -79,10 +79,7 @@ class Report:
         self._seeds(variants)
         if self.scope.checks:
             self._checks(main[FULL])
-        (self.folder / "figures.json").write_text(json.dumps(self.numbers, indent=1) + "\n", "utf-8")
-        path = self.folder / "README.md"
-        path.write_text("\n\n".join(self.text) + "\n", "utf-8")
-        return path
+        return finish(self.folder, self.text, self.numbers)
 
     def evaluate(self, methods: Mapping[str, Scorer], queries: Sequence[ContinuationQuery] = ()) -> Evaluation:
         """Measure methods by the report's protocol."""
@@ -178,13 +175,8 @@ class Report:
 
     def _pictures(self, variants: Mapping[str, Variant]) -> None:
         shown = {name: variant.joined for name, variant in variants.items() if name != RAW}
-        query = max(self.queries, key=lambda q: len(q.seeds) + len(q.truth))
-        rows = np.concatenate([query.seeds, query.truth])
-        figures.playlist_in_the_cloud(shown, self.candidates, rows, self.folder / "figure-3.png")
-        self._add(
-            f"## Figure 3: the {len(rows)} tracks of a test playlist in the cloud of all test tracks (PCA)",
-            "![Figure 3](figure-3.png)",
-        )
+        known = np.all([~np.isnan(vectors).any(1) for vectors in shown.values()], axis=0)
+        self._cloud(shown, known)
         full = variants[FULL]
         if full.score_name:  # else nothing scored the epochs
             figures.convergence(full.history, None, _scored(full.score_name), self.folder / "figure-5.png")
@@ -193,14 +185,34 @@ class Report:
             both = {name: variants[name].vectors for name in (UNTRAINED, "LARP-WTC", FULL)}
             figures.modalities(both, self.candidates, self.folder / "modalities.png")
             self._add("## Audio and text vectors of the same tracks (t-SNE)", "![t-SNE](modalities.png)")
+        self._same_against_random(shown)
+
+    def _cloud(self, shown: Mapping[str, NDArray[np.float32]], known: NDArray[np.bool_]) -> None:
+        playlists = [np.concatenate([query.seeds, query.truth]) for query in self.queries]
+        rows = max((tracks[known[tracks]] for tracks in playlists), key=len)
+        cloud = self.candidates[known[self.candidates]]
+        if not len(rows) or len(cloud) < 2:
+            self._add("## Figure 3", "Not drawn: no test playlist has a track with a vector.")
+            return
+        figures.playlist_in_the_cloud(shown, cloud, rows, self.folder / "figure-3.png")
+        self._add(
+            f"## Figure 3: {len(rows)} tracks of a test playlist in the cloud of all test tracks (PCA)",
+            "![Figure 3](figure-3.png)",
+        )
+
+    def _same_against_random(self, shown: Mapping[str, NDArray[np.float32]]) -> None:
+        title = "## Pairs from one test playlist against random pairs"
         pairs = {name: _pairs(vectors, self.queries, self.candidates) for name, vectors in shown.items()}
+        if not all(len(same) and len(random) for same, random in pairs.values()):
+            self._add(title, "Not drawn: no two tracks of a test playlist have vectors.")
+            return
         figures.same_against_random(pairs, self.folder / "pairs.png")
         rows_of = [
             [name, f"{same.mean():.3f}", f"{other.mean():.3f}", f"{_auc(same, other):.3f}"]
             for name, (same, other) in pairs.items()
         ]
         self._add(
-            "## Pairs from one test playlist against random pairs",
+            title,
             "![pairs](pairs.png)",
             tables.table(["encoder", "mean cosine, same playlist", "random", "AUC"], rows_of),
         )

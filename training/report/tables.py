@@ -31,6 +31,31 @@ def of_evaluation(found: Evaluation, against: str | None = None, first: str = "m
     return table(head + ([f"{names[0]} minus {against}"] if against is not None else []), rows)
 
 
+def compared(found: Evaluation, against: str, beside: Mapping[str, Mapping[str, float]] | None = None) -> str:
+    """Every figure of all methods with its interval, and each one's difference to `against`, query by query.
+
+    `beside`: further columns, by name and method.
+    """
+    names, beside = list(found.methods[0].figures), dict(beside or {})
+    rows = []
+    for method in found.methods:
+        cells = [with_interval(method.figures[name]) for name in names]
+        own = method.method == against
+        cells += ["" if own else signed(found.difference(method.method, against, name)) for name in names]
+        cells += [f"{its[method.method]:.4f}" if method.method in its else "" for its in beside.values()]
+        rows.append([method.method, *cells])
+    for label, values in (("*chance*", found.chance), ("*ceiling*", found.ceiling)):
+        rows.append([label, *(f"{values[name]:.4f}" for name in names), *[""] * (len(names) + len(beside))])
+    head = ["method", *(f"{name} [95 %]" for name in names), *(f"{name} minus {against}" for name in names), *beside]
+    return table(head, rows)
+
+
+def by_part(found: Evaluation) -> str:
+    """The means of an evaluation's parts: a method a line, a part a column."""
+    head, *rows = found.parts_rows()
+    return table(head, rows)
+
+
 def by_recommender(found: Mapping[str, Evaluation]) -> str:
     """Table 2: recommender by encoder by figure."""
     any_one = next(iter(found.values()))
