@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from index.exact import ExactIndex
 from index.prior import popularity, search_with_prior
-from index.vectors import ExactIndex
 
 SEED = 11
 
