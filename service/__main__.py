@@ -1,4 +1,4 @@
-"""python -m service: serve the current release until told to stop; fold the ledger into it; go back; make API keys."""
+"""python -m service: serve the current release until told to stop; or fold the ledger into it; or make an API key."""
 
 import os
 
@@ -18,7 +18,6 @@ import uvicorn
 from fastapi import FastAPI
 
 from index.errors import DebutError
-from index.release import activate
 from service import logs
 from service.app import create_app
 from service.connection import Connection
@@ -42,8 +41,6 @@ def main() -> int:
         logs.configure(settings.log_level)
         if arguments.verb == "fold":
             _fold(settings)
-        elif arguments.verb == "activate":
-            _say(f"{activate(settings.releases, arguments.release).id} is current now")
         else:
             with _bound(settings) as listener:
                 app = create_app(settings)
@@ -59,8 +56,6 @@ def _arguments() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb")
     verbs.add_parser("serve", help="serve the current release (what is done without a verb)")
     verbs.add_parser("fold", help="publish the current release with the ledger's tracks folded in; a service may run")
-    one = verbs.add_parser("activate", help="make a release current that is there already: the way back")
-    one.add_argument("release", help="its id, the name of its folder")
     key = verbs.add_parser("key", help="make an API key, shown this once, and its line for DEBUT_KEYS_FILE")
     key.add_argument("name", help="whose it is: the log names it")
     key.add_argument("--scope", choices=SCOPES, required=True, help="what it is good for")
