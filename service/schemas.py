@@ -8,6 +8,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 # C0 and C1 control characters; lyrics may hold the first three.
+_MOST_MARKS = 30
+_MARKS_IN_DISGUISE = "\u0f73\u0f75\u0f81"  # of combining class 0, but made of marks alone
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CONTROL_IN_LYRICS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
@@ -21,7 +23,22 @@ def _refuse_control(value: str, pattern: re.Pattern[str]) -> str:
 
 def _text(value: str) -> str:
     """Normalise to NFC, so that the same words are the same bytes whoever typed them."""
-    return unicodedata.normalize("NFC", _refuse_control(_encodable(value), _CONTROL))
+    return _composed(_refuse_control(_encodable(value), _CONTROL))
+
+
+def _composed(value: str) -> str:
+    """Return NFC; refuse longer runs of combining marks than any language writes (UAX #15, Stream-Safe Text).
+
+    Sorting such a run takes time in the square of its length: a megabyte of accents would hold a core for minutes.
+    """
+    if value.isascii():
+        return value
+    run = 0
+    for character in value:
+        run = run + 1 if unicodedata.combining(character) or character in _MARKS_IN_DISGUISE else 0
+        if run > _MOST_MARKS:
+            raise ValueError(f"holds more than {_MOST_MARKS} combining marks in a row")
+    return unicodedata.normalize("NFC", value)
 
 
 def _encodable(value: str) -> str:
@@ -33,7 +50,7 @@ def _encodable(value: str) -> str:
 
 
 def _lyrics(value: str) -> str:
-    return unicodedata.normalize("NFC", _refuse_control(_encodable(value), _CONTROL_IN_LYRICS))
+    return _composed(_refuse_control(_encodable(value), _CONTROL_IN_LYRICS))
 
 
 def _track_id(value: str) -> str:
@@ -74,7 +91,13 @@ IsoDate = Annotated[str, AfterValidator(_iso_date)]
 Language = Annotated[str, AfterValidator(_language)]
 Lyrics = Annotated[str, AfterValidator(_lyrics)]
 Isrc = Annotated[str, AfterValidator(_isrc)]
+Texts = Annotated[list[Text], Field(fail_fast=True)]
+"""One mistake is named, not a million."""
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+Ids = Annotated[list[str], Field(fail_fast=True)]
 
 
 class _Request(BaseModel):
@@ -111,12 +134,12 @@ class TrackMetadata(_Request):
     artist: Text | None = None
     album: Text | None = None
     language: Language | None = Field(default=None, description="ISO 639 code.")
-    genres: list[Text] = Field(default_factory=list)
+    genres: Texts = Field(default_factory=list)
     release_date: IsoDate | None = Field(default=None, description="YYYY-MM-DD, or as much as is known.")
     explicit: bool | None = None
     isrc: Isrc | None = None
     lyrics: Lyrics | None = None
-    attributes: dict[Text, Text | Finite | list[Text]] = Field(
+    attributes: dict[Text, Text | Finite | Texts] = Field(
         default_factory=dict, description="Further fields that the release's matcher was trained with."
     )
 
@@ -128,9 +151,9 @@ class FilterRequest(_Request):
         default=None,
         description="true: only tracks marked explicit; false: none of them (unmarked pass).",
     )
-    languages: list[Language] | None = None
-    genres: list[Text] | None = Field(default=None, description="At least one of them.")
-    artists: list[Text] | None = None
+    languages: Annotated[list[Language], Field(fail_fast=True)] | None = None
+    genres: Texts | None = Field(default=None, description="At least one of them.")
+    artists: Texts | None = None
     released_from: IsoDate | None = Field(default=None, description="YYYY, YYYY-MM or YYYY-MM-DD.")
     released_to: IsoDate | None = Field(default=None, description="That year, month or day is still in.")
     only_cold: bool = Field(default=False, description="Only tracks that nobody has listened to yet.")
@@ -156,10 +179,10 @@ class ContinueRequest(_Request):
         },
     )
 
-    seeds: list[str] = Field(min_length=1, description="Ids of the playlist's tracks; order does not matter.")
+    seeds: Ids = Field(min_length=1, description="Ids of the playlist's tracks; order does not matter.")
     k: int = Field(default=20, ge=1, description="How many tracks to return at most.")
-    exclude: list[str] = Field(default_factory=list, description="Ids that are not returned.")
-    negatives: list[str] = Field(
+    exclude: Ids = Field(default_factory=list, description="Ids that are not returned.")
+    negatives: Ids = Field(
         default_factory=list,
         description="Ids to stay away from: half their mean vector is subtracted; not returned either.",
     )

@@ -155,7 +155,7 @@ class SearchQuery(BaseModel):
     response_model=None,
     responses={
         200: {"model": SearchResponse, "description": "Matching tracks, best first."},
-        **failures("invalid_request"),
+        **failures("invalid_request", "busy"),
     },
 )
 async def find_tracks(request: Request, query: Annotated[SearchQuery, Query()]) -> Response:

@@ -143,7 +143,7 @@ def shared(releases, tmp_path_factory):
 
     ledger = tmp_path_factory.mktemp("ledger") / "ledger.sqlite"
     settings = Settings(releases=releases, ledger=ledger, encoder_threads=1)
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+    with TestClient(create_app(settings), "http://localhost", raise_server_exceptions=False) as client:
         yield client
 
 
