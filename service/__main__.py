@@ -1,4 +1,4 @@
-"""python -m service: serve the current release until told to stop; fold the ledger into it; go back to another."""
+"""python -m service: serve the current release until told to stop, and the verbs of whoever looks after that."""
 
 import os
 
@@ -19,8 +19,9 @@ from fastapi import FastAPI
 
 from index.errors import DebutError
 from index.release import activate
-from service import logs
+from service import check, logs
 from service.app import create_app
+from service.bulk import command as bulk
 from service.folding import fold_ledger
 from service.settings import Settings, SettingsError, load_settings
 
@@ -28,11 +29,18 @@ CANNOT_START = 2
 
 
 def main() -> int:
-    """Do what the arguments say; return the exit code: 0 when done, 2 (a sentence on stderr) if it cannot be."""
+    """Do what the arguments say; return the exit code: 0 when done, 2 (a sentence on stderr) if it cannot be.
+
+    `check` and `ingest` return 1 when what they looked at, or sent, is not all well.
+    """
     arguments = _arguments().parse_args()
     _on_signals(_leave)
     _on_hangup(_nothing)
     try:
+        if arguments.verb == "ingest":
+            return bulk.run(arguments)
+        if arguments.verb == "check":
+            return check.run()
         settings = load_settings()
         logs.configure(settings.log_level)
         if arguments.verb == "fold":
@@ -56,6 +64,8 @@ def _arguments() -> argparse.ArgumentParser:
     verbs.add_parser("fold", help="publish the current release with the ledger's tracks folded in; a service may run")
     one = verbs.add_parser("activate", help="make a release current that is there already: the way back")
     one.add_argument("release", help="its id, the name of its folder")
+    verbs.add_parser("check", help="look whether the service can start here, and will last")
+    bulk.add_arguments(verbs.add_parser("ingest", help="send a folder of recordings, or a CSV file's, to a service"))
     return parser
 
 

@@ -226,6 +226,13 @@ class TrackDocument(BaseModel):
     cold: bool
 
 
+class NearDuplicate(BaseModel):
+    """A track that was here already and sounds the same, or nearly."""
+
+    track_id: str
+    similarity: float = Field(description="Cosine of the two tracks' audio vectors.")
+
+
 class Quality(BaseModel):
     """What the upload turned out to be."""
 
@@ -234,6 +241,10 @@ class Quality(BaseModel):
     container: str
     codec: str
     sample_rate: int
+    silence: float = Field(description="Part of those windows, 0 to 1, in which there is nothing to hear.")
+    near_duplicate: NearDuplicate | None = Field(
+        description="The track that sounds most like this one, if it may be the same recording; it was taken in anyway."
+    )
 
 
 class IngestResponse(BaseModel):
@@ -247,6 +258,32 @@ class IngestResponse(BaseModel):
     quality: Quality | None = Field(description="null when `outcome` is `unchanged`.")
     timings_ms: dict[str, float] = Field(description="By stage: receive, decode, features, encode, ledger, index.")
     freshness_ms: float = Field(description="From the first byte of the upload until it could be recommended.")
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    instance: str
+    setting: str | None = Field(default=None, description="The setting that moves the limit that was hit.")
+    errors: list[dict[str, str]] | None = Field(default=None, description="What is wrong, field by field.")
+
+
+class IngestStatus(BaseModel):
+    """Where an ingest is that was answered with 202."""
+
+    id: str
+    state: str = Field(description="`queued`, `running`, `done` or `failed`.")
+    stage: str | None = Field(description="While it runs: decode, features, encode, ledger or index.")
+    track_id: str
+    created: str = Field(description="ISO 8601, UTC; so is `ended`.")
+    ended: str | None
+    result: IngestResponse | None = Field(description="Once it is `done`: what a 201 (or 200) would have said.")
+    problem: ProblemDocument | None = Field(description="Once it has `failed`: why.")
 
 
 class SearchResponse(BaseModel):
@@ -313,16 +350,3 @@ class AudienceResponse(BaseModel):
     overlaps: list[OverlapDocument] = Field(description="Every two clusters that somebody is between.")
     neighbours: list[NeighbourDocument]
     release: str
-
-
-class ProblemDocument(BaseModel):
-    """RFC 9457."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    instance: str
-    setting: str | None = Field(default=None, description="The setting that moves the limit that was hit.")
-    errors: list[dict[str, str]] | None = Field(default=None, description="What is wrong, field by field.")
