@@ -7,73 +7,89 @@ only hide tracks from himself.
 import base64
 import binascii
 import hashlib
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from typing import Annotated
 
 import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from index.collection import CollectionView
 from service.problems import Problem
 from service.schemas import ContinueRequest
 
 MOST = 10_000
-"""Tracks that one continuation may return, page by page; after that it has no cursor."""
+"""Tracks that one continuation may return, page by page; after that there is no cursor."""
 
-_FREE = ("k", "cursor", "explain")  # what may change from page to page
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """The tracks that earlier pages returned, in their order: ids, some of which may be gone since."""
-
-    track_ids: tuple[str, ...] = ()
+_FREE = {"k", "cursor", "explain"}
+"""What may change from page to page."""
 
 
-def read(request: ContinueRequest, view: CollectionView) -> Shown:
-    """Return what the request's cursor says was returned.
+class _Cursor(BaseModel):
+    """What a cursor says. `sealed`: rows of the release, ascending, each as its distance to the one before."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    release: str
+    request: str
+    sealed: Annotated[list[Annotated[int, Field(ge=1, le=2**31)]], Field(max_length=MOST)]
+    fresh: Annotated[list[str], Field(max_length=MOST)]
+
+
+def read(request: ContinueRequest, view: CollectionView) -> list[str]:
+    """Return the ids that earlier pages returned, as the request's cursor has them; some may be gone since.
 
     Raises Problem `cursor_outdated` for another release's, `invalid_request` for anything but a cursor of this very
     request.
     """
     if request.cursor is None:
-        return Shown()
+        return []
     said = _parsed(request.cursor)
-    if said["release"] != view.release_id:
+    if said.release != view.release_id:
         raise Problem(
             "cursor_outdated",
-            f"The cursor is of release {said['release'][:60]}, and {view.release_id} is served now: ask without a cursor, "
-            "with what was returned already in `exclude`.",
+            f"The cursor is of release {said.release[:60]!r} and {view.release_id} is served now: ask without a "
+            "cursor, and put what was returned already into `exclude`.",
         )
-    if said["request"] != _digest(request):
-        raise _refused("is that of another request; only k and explain may change from page to page")
-    texts, row, ids = view.catalogue.sealed.texts["track_id"], -1, {}
-    for place, step in said["sealed"]:
+    if said.request != _digest(request):
+        raise _refused("is that of another request: only k and explain may change from page to page")
+    texts, row, ids = view.catalogue.sealed.texts["track_id"], -1, list(said.fresh)
+    for step in said.sealed:
         row += step
-        if not 0 <= row < len(view.catalogue.sealed) or step < 1:
+        if row >= len(view.catalogue.sealed):
             raise _refused("is damaged")
-        ids[place] = str(texts[row])
-    ids |= dict(said["fresh"])
-    return Shown(tuple(ids[place] for place in sorted(ids)))
+        ids.append(str(texts[row]))
+    return ids
 
 
-def write(request: ContinueRequest, view: CollectionView, shown: Shown, rows: list[int]) -> str | None:
-    """Return the cursor that goes on behind `rows` (live ones, just found) and what was `shown` before.
+def write(request: ContinueRequest, view: CollectionView, shown: Iterable[str]) -> str | None:
+    """Return the cursor that goes on behind the tracks `shown`, None when they are too many.
 
     The release's tracks are named by their rows, which are the release's own; others by their ids, for after a restart
-    they may have other rows. None when there were too many to go on.
+    they may have other rows.
     """
-    track_ids = [*shown.track_ids, *(view.catalogue.track(row).track_id for row in rows)]
-    if len(track_ids) > MOST:
+    ids = sorted(set(shown))
+    if len(ids) > MOST:
         return None
-    texts, sealed, fresh = view.catalogue.sealed, [], []
-    for place, track_id in enumerate(track_ids):
-        row = view.catalogue.newest.get(track_id, -1)
-        if 0 <= row < len(texts):
-            sealed.append((row, place))
-        else:
-            fresh.append([place, track_id])
-    sealed.sort()
-    before = [-1, *(row for row, _ in sealed)]
-    steps = [[place, row - last] for (row, place), last in zip(sealed, before, strict=False)]
-    said = {"release": view.release_id, "request": _digest(request), "sealed": steps, "fresh": fresh}
-    return base64.urlsafe_b64encode(orjson.dumps(said)).decode().rstrip("=")
+    newest, size = view.catalogue.newest, len(view.catalogue.sealed)
+    rows = sorted(row for track_id in ids if 0 <= (row := newest.get(track_id, -1)) < size)
+    steps = [row - before for before, row in zip([-1, *rows], rows, strict=False)]
+    fresh = [track_id for track_id in ids if not 0 <= newest.get(track_id, -1) < size]
+    said = _Cursor(release=view.release_id, request=_digest(request), sealed=steps, fresh=fresh)
+    return base64.urlsafe_b64encode(orjson.dumps(said.model_dump())).decode().rstrip("=")
+
+
+def _parsed(text: str) -> _Cursor:
+    try:
+        said = base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True)
+        return _Cursor.model_validate(orjson.loads(said))
+    except (binascii.Error, ValueError, ValidationError):
+        raise _refused("is none: send back what the last answer had, as it was") from None
+
+
+def _digest(request: ContinueRequest) -> str:
+    fields = orjson.dumps(request.model_dump(exclude=_FREE), option=orjson.OPT_SORT_KEYS)
+    return hashlib.blake2b(fields, digest_size=12).hexdigest()
+
+
+def _refused(message: str) -> Problem:
+    return Problem("invalid_request", f"cursor: {message}.", errors=[{"field": "cursor", "message": message}])

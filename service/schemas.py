@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from datetime import date
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -136,6 +136,14 @@ class FilterRequest(_Request):
     only_cold: bool = Field(default=False, description="Only tracks that nobody has listened to yet.")
 
 
+CAPS = ("max_per_artist", "max_per_album")
+
+# Not `explicit`, `exclude` or `negatives`: those are never lifted.
+Relaxable = Literal[
+    "max_per_artist", "max_per_album", "languages", "genres", "artists", "released_from", "released_to", "only_cold"
+]
+
+
 class ContinueRequest(_Request):
     """A playlist to continue."""
 
@@ -172,7 +180,17 @@ class ContinueRequest(_Request):
     )
     max_per_artist: int | None = Field(default=None, ge=1)
     max_per_album: int | None = Field(default=None, ge=1)
+    relax: list[Relaxable] = Field(
+        default_factory=list,
+        max_length=16,
+        description="What may be lifted, in this order, one after the other, when fewer than k tracks are left; they "
+        "come after those that keep everything. Without it the answer is shorter.",
+    )
     explain: bool = Field(default=False, description="Say which seed brought each track, and how.")
+    cursor: str | None = Field(
+        default=None,
+        description="The last answer's `cursor`: go on behind it. All else but k and explain must be as it was.",
+    )
 
 
 class Because(BaseModel):
@@ -206,7 +224,12 @@ class ContinueResponse(BaseModel):
 
     tracks: list[Recommended]
     unknown_seeds: list[str] = Field(description="Seeds (and negatives) that no track here has as its id.")
+    relaxed: list[str] = Field(description="Constraints of `relax` that had to give, in that order.")
     release: str
+    cursor: str | None = Field(
+        description="Send it with the same request for what comes next; no track is returned twice, whatever is taken "
+        "in or down meanwhile. null at the end. It belongs to `release`: with another it is a 409."
+    )
 
 
 class TrackDocument(BaseModel):

@@ -25,6 +25,7 @@ router = APIRouter(tags=["playlists"])
             "unsupported_media_type",
             "invalid_request",
             "unknown_seeds",
+            "cursor_outdated",
             "index_unavailable",
         ),
     },
