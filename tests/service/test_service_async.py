@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from service_process import RunningService
 from service_uploads import ogg, tone, upload, wav
 
 from index.features import log_mel
@@ -237,3 +238,13 @@ def test_the_metrics_tell_what_is_fresh_and_what_is_gone(client, clip):
     figures = client.get("/metrics").text
     for line in ("debut_index_vectors 41.0", "debut_index_fresh_vectors 3.0", "debut_index_tombstones 2.0"):
         assert line in figures
+
+
+def test_what_was_accepted_is_done_at_a_polite_stop(releases, tmp_path, clip):
+    ledger = tmp_path / "ledger.sqlite"
+    with RunningService(releases, ledger, ingest_threads=1) as running:
+        codes = [send(running.client, clip, ASYNC, track_id=f"t{n}").status_code for n in range(6)]
+        assert codes == [202] * 6
+        assert running.stop() == 0
+    with RunningService(releases, ledger) as running:
+        assert [running.client.get(f"/tracks/t{n}").status_code for n in range(6)] == [200] * 6
