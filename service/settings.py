@@ -83,7 +83,7 @@ class Settings(BaseSettings):
     )
 
     duplicate_similarity: float = Field(
-        default=0.99,
+        default=0.97,
         ge=0,
         le=1,
         description="Cosine of audio vectors from which an answer names a near-duplicate; 1 does not look.",
