@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         total = len(source)
         sender.check()
-        journal = Journal(arguments.journal or Path(f"{name}.ingest.jsonl"), arguments.url)
+        journal = Journal(arguments.journal or Path(f"{name}.ingest.jsonl"), arguments.url.rstrip("/"))
         try:
             bulk = Bulk(source, total, sender, journal, stopping)
             bulk.run(arguments.jobs)

@@ -19,6 +19,9 @@ from service.bulk.source import Item
 
 BUSY = (429, 503)
 LONGEST_WAIT_S = 60.0
+BREAKS = 4
+"""Connections that may break while one recording is sent; a service that is away breaks none."""
+
 TIMEOUT = httpx.Timeout(300.0, connect=10.0)
 
 
@@ -26,6 +29,10 @@ class ServiceError(DebutError):
     """The service does not answer, or will not answer us: there is no use in going on. Code service_unreachable."""
 
     code = "service_unreachable"
+
+
+class _BrokenError(Exception):
+    """The connection broke again and again while one recording was sent: it is the recording, or what lies between."""
 
 
 class StoppedError(Exception):
@@ -44,7 +51,10 @@ class Sender:
         headers = {"User-Agent": "debut-ingest"} | ({"Authorization": f"Bearer {key}"} if key else {})
         limits = httpx.Limits(max_connections=jobs, max_keepalive_connections=jobs)
         # No proxy from the environment: it would see the key and the recordings.
-        self._client = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT, limits=limits, trust_env=False)
+        try:
+            self._client = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT, limits=limits, trust_env=False)
+        except httpx.InvalidURL as error:
+            raise ServiceError(f"--url {url} is no address ({error}): it is like http://127.0.0.1:8000.") from None
         self._url, self._patience_s, self._stopping = url, patience_s, stopping
         self._query = {"replace": "true"} if replace else {}
 
@@ -60,7 +70,10 @@ class Sender:
 
     def has(self, track_id: str) -> bool:
         """Whether the service has a track of this id. Raises ServiceError, StoppedError."""
-        answer = self._patiently(lambda: self._client.get(f"/tracks/{quote(track_id, safe='')}"))
+        try:
+            answer = self._patiently(lambda: self._client.get(f"/tracks/{quote(track_id, safe='')}"))
+        except _BrokenError:
+            return False
         return answer.status_code == 200
 
     def send(self, item: Item) -> Fate:
@@ -75,6 +88,9 @@ class Sender:
         except OSError as error:
             detail = f"{item.file} cannot be read ({error.strerror})."
             return Fate(item.key, named, "failed", None, "unreadable", detail)
+        except _BrokenError as error:
+            detail = f"The connection broke {BREAKS} times while it was sent ({error})."
+            return Fate(item.key, named, "failed", None, "connection_broke", detail)
         said = _json(answer)
         if answer.status_code in (200, 201) and isinstance(track := said.get("track"), dict):
             near = (said.get("quality") or {}).get("near_duplicate") or {}
@@ -98,13 +114,16 @@ class Sender:
 
     def _patiently(self, ask: Callable[[], httpx.Response]) -> httpx.Response:
         """Ask until there is an answer that stands. Uploading is idempotent, so a lost answer is asked for again."""
-        deadline, wait = time.monotonic() + self._patience_s, 0.5
+        deadline, wait, breaks = time.monotonic() + self._patience_s, 0.5, 0
         while True:
             if self._stopping.is_set():
                 raise StoppedError
             try:
                 answer = ask()
             except httpx.TransportError as error:
+                breaks += not isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
+                if breaks >= BREAKS:
+                    raise _BrokenError(_said(error)) from None
                 if time.monotonic() > deadline:
                     raise ServiceError(
                         f"The service at {self._url} does not answer any more ({_said(error)}): the same command goes "

@@ -234,6 +234,16 @@ class TestSending:
             assert one.send(item) == Fate("a.ogg", "ü", "failed", status, code, "A sentence.")
         assert sender([httpx.Response(502, text="<html>")]).send(item).detail == "Bad Gateway"
 
+    def test_a_recording_that_breaks_every_connection_is_its_own_failure(self, item, monkeypatch):
+        monkeypatch.setattr(threading.Event, "wait", lambda *_: None)
+        away = [httpx.ConnectError("refused")] * 5
+        one = sender([*away, *[httpx.WriteError("broken pipe")] * 4])
+        assert one.send(item).code == "connection_broke"
+
+    def test_an_address_that_is_none(self):
+        with pytest.raises(ServiceError, match="--url"):
+            Sender("http://debut:port", None, 1, patience_s=1, replace=False, stopping=threading.Event())
+
     def test_patience_ends(self, item):
         assert sender([busy()], patience_s=-1).send(item).status == 503
         with pytest.raises(ServiceError, match="goes on from here"):
