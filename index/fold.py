@@ -1,6 +1,5 @@
 """Folding: a release and what was added and removed since, written as the next release, without training anew."""
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from index.collection import CollectionView, write_collection
 from index.errors import DebutError
 from index.listening import Listening
 from index.listening_file import write_audience
-from index.release import Release, publish
+from index.release import Release, publish, share
 
 MARKS = "marks.npy"
 """u64 [N] by row: an opaque name of the event that a row was folded from; 0 where the trainer published it."""
@@ -93,7 +92,7 @@ def fold(root: Path, release: Release, view: CollectionView, marks: Mapping[str,
 
     def fill(folder: Path) -> None:
         for name in _MODELS:
-            shutil.copytree(release.path / name, folder / name, copy_function=_link)
+            shutil.copytree(release.path / name, folder / name, copy_function=share)
         audio, text = view.parts(rows)
         write_collection(
             folder,
@@ -111,14 +110,6 @@ def fold(root: Path, release: Release, view: CollectionView, marks: Mapping[str,
 
     facts = _facts(release, view, rows, len(listening) if listening is not None else 0)
     return publish(root, fill, facts=facts, replacing=release.path.name)
-
-
-def _link(source: str, target: str) -> None:
-    """Link a file that is never written again, or copy it where the file system cannot link."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _heard(listening: Listening, view: CollectionView, rows: Rows) -> tuple[Rows, Rows, NDArray[np.float32]]:

@@ -131,8 +131,7 @@ def gathered(parts: Sequence[Part], dims: int) -> tuple[Rows, Vectors]:
 
 
 def due(parts: Sequence[Part], *, compact: bool) -> list[int]:
-    """Return which of `parts` to make one sealed segment of: what is fresh or a quarter dead, and what is not
-    twice as large.
+    """Return which of `parts` to seal as one: what is fresh, a quarter dead, or not twice as large as that.
 
     Each segment that is left is then larger than all smaller ones together, so that there are O(log n) of
     them, and a vector is rewritten O(log n) times (O'Neil et al. 1996, The log-structured merge-tree).

@@ -161,6 +161,14 @@ def activate(root: Path, release_id: str) -> Release:
     return release
 
 
+def share(file: str | Path, copy: str | Path) -> None:
+    """Make `copy` the same file, which neither release ever writes again; a copy where the disk has no hard links."""
+    try:
+        os.link(file, copy)
+    except OSError:
+        shutil.copyfile(file, copy)
+
+
 class Pointer(NamedTuple):
     """What `current` points to, and which link says so: one that is set again is another, though it points alike."""
 

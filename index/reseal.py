@@ -1,11 +1,9 @@
 """A release with other kinds of index: the same tracks, vectors and models, published beside it."""
 
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from index.release import Release, publish
+from index.release import Release, publish, share
 from index.segmentfile import Kind
 from index.segments import SealedSegment, write_sealed
 
@@ -26,14 +24,7 @@ def reseal(release: Release, kind: Kind, spaces: Sequence[str], *, threads: int 
                 segment = SealedSegment(release.file(name))  # held: its vectors lie in the file that it has mapped
                 write_sealed(folder / name, segment.stored, kind=kind, threads=threads)
             else:
-                _share(release.file(name), folder / name)
+                share(release.file(name), folder / name)
 
     facts = {**release.manifest.facts, "sealed_from": release.id}
     return publish(release.path.parent, fill, facts=facts)
-
-
-def _share(file: Path, copy: Path) -> None:
-    try:
-        os.link(file, copy)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(file, copy)

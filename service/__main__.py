@@ -18,7 +18,6 @@ import uvicorn
 from fastapi import FastAPI
 
 from index.errors import DebutError
-from index.release import activate
 from service import check, logs
 from service.app import create_app
 from service.bulk import command as bulk
@@ -45,8 +44,6 @@ def main() -> int:
         logs.configure(settings.log_level)
         if arguments.verb == "fold":
             _fold(settings)
-        elif arguments.verb == "activate":
-            _say(f"{activate(settings.releases, arguments.release).id} is current now")
         else:
             with _bound(settings) as listener:
                 app = create_app(settings)
@@ -62,8 +59,6 @@ def _arguments() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb")
     verbs.add_parser("serve", help="serve the current release (what is done without a verb)")
     verbs.add_parser("fold", help="publish the current release with the ledger's tracks folded in; a service may run")
-    one = verbs.add_parser("activate", help="make a release current that is there already: the way back")
-    one.add_argument("release", help="its id, the name of its folder")
     verbs.add_parser("check", help="look whether the service can start here, and will last")
     bulk.add_arguments(verbs.add_parser("ingest", help="send a folder of recordings, or a CSV file's, to a service"))
     return parser

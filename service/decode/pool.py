@@ -49,8 +49,7 @@ class Decoding:
         self._idle: list[_Worker] = []
         self._waiting, self._closed, self._warned = 0, False, False
         with self._changed:
-            for _ in range(settings.decode_workers):
-                self._start()
+            self._fill()
 
     @property
     def waiting(self) -> int:
@@ -93,6 +92,7 @@ class Decoding:
 
     def _take(self) -> "_Worker":
         with self._changed:
+            self._fill()
             if not self._idle and self._waiting >= self._settings.queue_size:
                 raise self._busy()
             self._waiting += 1
@@ -129,16 +129,21 @@ class Decoding:
             if worker in self._workers:  # else it was ended on closing
                 self._workers.remove(worker)
                 self._metrics.decode_replaced.labels(reason).inc()
-                self._start()
         worker.end()
+        with self._changed:
+            self._fill()
 
-    def _start(self) -> None:
-        if self._closed:
-            return
-        worker = _Worker(self._settings)
-        self._workers.add(worker)
-        self._idle.insert(0, worker)  # used last, so that it warms up meanwhile
-        self._changed.notify()
+    def _fill(self) -> None:
+        """Start what is missing; a system that has no room for it now is asked again by the next file."""
+        while not self._closed and len(self._workers) < self._settings.decode_workers:
+            try:
+                worker = _Worker(self._settings)
+            except OSError as error:
+                log.error("a decoding process cannot be started", error=str(error))
+                return
+            self._workers.add(worker)
+            self._idle.insert(0, worker)  # used last, so that it warms up meanwhile
+            self._changed.notify()
 
     def _problem(self, lost: LostError) -> Problem:
         settings = self._settings
@@ -177,7 +182,7 @@ class _Worker:
         self.unlimited: list[str] | None = None  # what the system would not limit; None until it is ready
         self._line, theirs = socket.socketpair()
         arguments = (theirs.fileno(), settings.decode_memory_mb << 20, settings.decode_seconds, JOBS)
-        with theirs:
+        try:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "service.decode.worker", *map(str, arguments)],
                 cwd=_ROOT,
@@ -187,6 +192,11 @@ class _Worker:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # a Ctrl-C is for the service, which lets it finish
             )
+        except BaseException:
+            self._line.close()
+            raise
+        finally:
+            theirs.close()
 
     def hear(self, file: int, limits: AudioLimits, seconds: float) -> Heard:
         """Let it decode an open file, for at most `seconds`. Raises AudioError, LostError."""

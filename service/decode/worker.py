@@ -10,7 +10,9 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from errno import ENOMEM
+from pathlib import Path
 from typing import BinaryIO
 
 from index.audio import AudioError, AudioLimits, decode
@@ -65,6 +67,8 @@ def _answer(line: socket.socket, file: BinaryIO, limits: AudioLimits) -> Callabl
 
 def _confine(memory: int, cpu_s: int) -> list[str]:
     """Limit this process for good: `memory` bytes beyond what it has, no writing, no children; return what failed."""
+    with suppress(OSError):  # a machine out of memory had better end this than the service
+        Path("/proc/self/oom_score_adj").write_text("1000")
     has = _address_space()
     limits = {
         "RLIMIT_AS": None if has is None else has + memory,

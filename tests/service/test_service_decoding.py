@@ -241,6 +241,35 @@ class TestQueue:
         decoding._give_back(worker)
         assert hear(decoding, ogg(tone(2))).codec == "opus"
 
+    def test_a_system_without_room_for_a_process_is_asked_again(self, start, monkeypatch):
+        def full(*_, **__):
+            raise OSError("no more processes")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "Popen", full)
+            decoding = start(decode_seconds=0.2)
+            with pytest.raises(Problem) as caught:
+                hear(decoding, ogg(tone(2)))
+            assert caught.value.code == "queue_full"
+        assert hear(decoding, ogg(tone(2))).codec == "opus"
+
+    def test_a_process_that_does_not_start_is_a_503(self, start, monkeypatch):
+        popen = subprocess.Popen
+
+        def broken(command, **more):
+            return popen([sys.executable, "-c", "raise SystemExit(3)"], **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "Popen", broken)
+            decoding = start()
+            with pytest.raises(Problem, match="does not start") as caught:
+                hear(decoding, ogg(tone(2)))
+            assert (caught.value.code, caught.value.kind.status) == ("not_ready", 503)
+            assert len(decoding.pids) == 1
+        with pytest.raises(Problem, match="does not start"):  # the one that was started meanwhile
+            hear(decoding, ogg(tone(2)))
+        assert hear(decoding, ogg(tone(2))).codec == "opus"
+
 
 class TestTheEnd:
     def test_closing_ends_all_at_once_and_twice_is_harmless(self, start):

@@ -11,7 +11,7 @@ from service_uploads import ogg, seeded, tone, upload
 
 from index.errors import DebutError
 from index.listening import Listening
-from index.release import CURRENT, Release, activate
+from index.release import CURRENT, activate
 from service.folding import fold_ledger
 from service.ledger_sqlite import SqliteLedger
 from service.schemas import Removal
@@ -183,9 +183,6 @@ def test_the_verb_works_while_a_service_runs_and_without(root, ids, settings, cl
         assert running.stop() == 0
     done = run_to_exit("fold", **told)
     assert done.stdout.endswith("0 tracks were added, 0 replaced and 1 removed\n"), done.stderr
-    done = run_to_exit("activate", ids[1], **told)
-    assert done.stdout == f"{ids[1]} is current now\n"
-    assert Release.open(root, verify=False).id == ids[1]
 
 
 def wait_for_release(running: RunningService, release_id: str) -> None:
@@ -209,5 +206,6 @@ def test_what_cannot_be_folded_is_a_sentence(root, ids, settings):
     assert not fold_ledger(settings)[1]
     with pytest.raises(DebutError, match="set DEBUT_RELEASES to the folder of releases"):
         fold_ledger(settings.model_copy(update={"releases": root / ids[0]}))
-    done = run_to_exit("activate", "nonsense", releases=root, ledger=settings.ledger)
-    assert (done.returncode, done.stderr) == (2, "debut: 'nonsense' is not a release id\n")
+    done = run_to_exit("fold", releases=root / "none", ledger=settings.ledger)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"debut: {root / 'none'} holds no release")
