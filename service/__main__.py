@@ -1,4 +1,4 @@
-"""python -m service: serve the current release until told to stop; or fold the ledger into it; or make an API key."""
+"""python -m service: serve the current release until told to stop, and the verbs of whoever looks after that."""
 
 import os
 
@@ -18,8 +18,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from index.errors import DebutError
-from service import logs
+from service import check, logs
 from service.app import create_app
+from service.bulk import command as bulk
 from service.connection import Connection
 from service.folding import fold_ledger
 from service.keys import SCOPES, new_key
@@ -29,7 +30,10 @@ CANNOT_START = 2
 
 
 def main() -> int:
-    """Do what the arguments say; return the exit code: 0 when done, 2 (a sentence on stderr) if it cannot be."""
+    """Do what the arguments say; return the exit code: 0 when done, 2 (a sentence on stderr) if it cannot be.
+
+    `check` and `ingest` return 1 when what they looked at, or sent, is not all well.
+    """
     arguments = _arguments().parse_args()
     _on_signals(_leave)
     _on_hangup(_nothing)
@@ -37,6 +41,10 @@ def main() -> int:
         if arguments.verb == "key":  # before the settings: they may be waiting for a key
             _make_key(arguments.name, arguments.scope)
             return 0
+        if arguments.verb == "ingest":
+            return bulk.run(arguments)
+        if arguments.verb == "check":
+            return check.run()
         settings = load_settings()
         logs.configure(settings.log_level)
         if arguments.verb == "fold":
@@ -59,6 +67,8 @@ def _arguments() -> argparse.ArgumentParser:
     key = verbs.add_parser("key", help="make an API key, shown this once, and its line for DEBUT_KEYS_FILE")
     key.add_argument("name", help="whose it is: the log names it")
     key.add_argument("--scope", choices=SCOPES, required=True, help="what it is good for")
+    verbs.add_parser("check", help="look whether the service can start here, and will last")
+    bulk.add_arguments(verbs.add_parser("ingest", help="send a folder of recordings, or a CSV file's, to a service"))
     return parser
 
 

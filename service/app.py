@@ -10,14 +10,16 @@ from fastapi import FastAPI
 
 from index.release import pointer
 from service import openapi, problems
+from service.idempotency import Answers
 from service.ingest import Ingest
+from service.jobs import Jobs
 from service.keys import KeyRing
 from service.ledger import Ledger
 from service.ledger_sqlite import SqliteLedger
 from service.limits import Queue
 from service.metrics import Metrics
 from service.requests import RequestScope
-from service.routes import audience, health, playlists, tracks
+from service.routes import audience, health, ingests, playlists, tracks
 from service.security import Gate
 from service.serving import Current, Serving
 from service.settings import Settings
@@ -59,10 +61,11 @@ class Service:
             raise
         self.current = Current(serving)
         self.ingest = Ingest(self.current, self.ledger, settings, self.metrics)
+        self.jobs, self.answers = Jobs(self.metrics), Answers()
         self.swapper = Swapper(self.current, self.ledger, settings, self.metrics, opened)
         self.searches = ThreadPoolExecutor(settings.search_threads, thread_name_prefix="search")
         self.search_queue = Queue(settings.search_queue)
-        self.metrics.watch(lambda: len(self.serving.collection.continuation), lambda: len(self.ledger))
+        self.metrics.watch(lambda: self.serving.collection.view(), lambda: len(self.ledger))
         self.metrics.build.labels(VERSION).set(1)
 
     @property
@@ -88,6 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
         try:
             yield
         finally:
+            await service.jobs.close(settings.shutdown_s)
             service.close()
 
     app = FastAPI(
@@ -101,7 +105,7 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry=_NO_TELEMETRY,
     )
     app.state.service = service
-    for router in (tracks.router, playlists.router, audience.router, health.router):
+    for router in (tracks.router, ingests.router, playlists.router, audience.router, health.router):
         app.include_router(router)
     problems.install(app)
     openapi.install(app)

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from datetime import date
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -159,6 +159,14 @@ class FilterRequest(_Request):
     only_cold: bool = Field(default=False, description="Only tracks that nobody has listened to yet.")
 
 
+CAPS = ("max_per_artist", "max_per_album")
+
+# Not `explicit`, `exclude` or `negatives`: those are never lifted.
+Relaxable = Literal[
+    "max_per_artist", "max_per_album", "languages", "genres", "artists", "released_from", "released_to", "only_cold"
+]
+
+
 class ContinueRequest(_Request):
     """A playlist to continue."""
 
@@ -195,7 +203,17 @@ class ContinueRequest(_Request):
     )
     max_per_artist: int | None = Field(default=None, ge=1)
     max_per_album: int | None = Field(default=None, ge=1)
+    relax: list[Relaxable] = Field(
+        default_factory=list,
+        max_length=16,
+        description="What may be lifted, in this order, one after the other, when fewer than k tracks are left; they "
+        "come after those that keep everything. Without it the answer is shorter.",
+    )
     explain: bool = Field(default=False, description="Say which seed brought each track, and how.")
+    cursor: str | None = Field(
+        default=None,
+        description="The last answer's `cursor`: go on behind it. All else but k and explain must be as it was.",
+    )
 
 
 class Because(BaseModel):
@@ -229,7 +247,12 @@ class ContinueResponse(BaseModel):
 
     tracks: list[Recommended]
     unknown_seeds: list[str] = Field(description="Seeds (and negatives) that no track here has as its id.")
+    relaxed: list[str] = Field(description="Constraints of `relax` that had to give, in that order.")
     release: str
+    cursor: str | None = Field(
+        description="Send it with the same request for what comes next; no track is returned twice, whatever is taken "
+        "in or down meanwhile. null at the end. It belongs to `release`: with another it is a 409."
+    )
 
 
 class TrackDocument(BaseModel):
@@ -249,6 +272,13 @@ class TrackDocument(BaseModel):
     cold: bool
 
 
+class NearDuplicate(BaseModel):
+    """A track that was here already and sounds the same, or nearly."""
+
+    track_id: str
+    similarity: float = Field(description="Cosine of the two tracks' audio vectors.")
+
+
 class Quality(BaseModel):
     """What the upload turned out to be."""
 
@@ -257,6 +287,10 @@ class Quality(BaseModel):
     container: str
     codec: str
     sample_rate: int
+    silence: float = Field(description="Part of those windows, 0 to 1, in which there is nothing to hear.")
+    near_duplicate: NearDuplicate | None = Field(
+        description="The track that sounds most like this one, if it may be the same recording; it was taken in anyway."
+    )
 
 
 class IngestResponse(BaseModel):
@@ -270,6 +304,32 @@ class IngestResponse(BaseModel):
     quality: Quality | None = Field(description="null when `outcome` is `unchanged`.")
     timings_ms: dict[str, float] = Field(description="By stage: receive, decode, features, encode, ledger, index.")
     freshness_ms: float = Field(description="From the first byte of the upload until it could be recommended.")
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    instance: str
+    setting: str | None = Field(default=None, description="The setting that moves the limit that was hit.")
+    errors: list[dict[str, str]] | None = Field(default=None, description="What is wrong, field by field.")
+
+
+class IngestStatus(BaseModel):
+    """Where an ingest is that was answered with 202."""
+
+    id: str
+    state: str = Field(description="`queued`, `running`, `done` or `failed`.")
+    stage: str | None = Field(description="While it runs: decode, features, encode, ledger or index.")
+    track_id: str
+    created: str = Field(description="ISO 8601, UTC; so is `ended`.")
+    ended: str | None
+    result: IngestResponse | None = Field(description="Once it is `done`: what a 201 (or 200) would have said.")
+    problem: ProblemDocument | None = Field(description="Once it has `failed`: why.")
 
 
 class SearchResponse(BaseModel):
@@ -336,16 +396,3 @@ class AudienceResponse(BaseModel):
     overlaps: list[OverlapDocument] = Field(description="Every two clusters that somebody is between.")
     neighbours: list[NeighbourDocument]
     release: str
-
-
-class ProblemDocument(BaseModel):
-    """RFC 9457."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    instance: str
-    setting: str | None = Field(default=None, description="The setting that moves the limit that was hit.")
-    errors: list[dict[str, str]] | None = Field(default=None, description="What is wrong, field by field.")

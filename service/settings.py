@@ -105,6 +105,12 @@ class Settings(BaseSettings):
         default=64, description="Most attributes of one track, and most values of one attribute."
     )
 
+    duplicate_similarity: float = Field(
+        default=0.97,
+        ge=0,
+        le=1,
+        description="Cosine of audio vectors from which an answer names a near-duplicate; 1 does not look.",
+    )
     ingest_threads: Count = Field(default=2, description="Threads that see uploads through decoding and encoding.")
     decode_workers: Count = Field(
         default=2, description="Processes that decode audio, kept warm; each takes about 60 MB."

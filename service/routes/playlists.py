@@ -27,6 +27,7 @@ router = APIRouter(tags=["playlists"])
             "invalid_request",
             "unknown_seeds",
             "busy",
+            "cursor_outdated",
             "index_unavailable",
         ),
     },

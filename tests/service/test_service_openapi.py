@@ -14,6 +14,7 @@ ROUTES = {
     "/audience/{track_id}": ["get"],
     "/continue-playlist": ["post"],
     "/ingest-track": ["post"],
+    "/ingests/{ingest_id}": ["get"],
     "/livez": ["get"],
     "/metrics": ["get"],
     "/readyz": ["get"],
@@ -72,6 +73,7 @@ def test_every_route_documents_its_failures_as_problems(document):
 def documented(document, method: str, path: str) -> set[str]:
     """The codes that an operation may answer with."""
     template = re.sub(r"^/(tracks|audience)/.*", r"/\1/{track_id}", path.partition("?")[0])
+    template = re.sub(r"^/ingests/.*", "/ingests/{ingest_id}", template)
     responses = document["paths"][template][method.lower()]["responses"].values()
     return {code for r in responses for code in r.get("content", {}).get(MEDIA_TYPE, {}).get("examples", {})}
 
@@ -91,7 +93,7 @@ def test_every_kind_of_problem_belongs_to_a_route(document):
 
 def test_the_query_of_a_raw_upload_is_documented(document):
     names = [p["name"] for p in document["paths"]["/ingest-track"]["post"]["parameters"]]
-    assert names == ["replace", *TrackMetadata.model_fields]
+    assert names == ["replace", *TrackMetadata.model_fields, "Idempotency-Key", "Prefer"]
 
 
 def test_the_start_page_links_to_it_and_no_page_loads_scripts(client):

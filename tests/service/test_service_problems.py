@@ -51,6 +51,7 @@ BAD = [
     ("DELETE", "/tracks/nobody", {}, *UNKNOWN, "'nobody'"),
     ("GET", "/tracks/a%2Fb", {}, *UNKNOWN, "'a/b'"),
     ("GET", "/audience/nobody", {}, *UNKNOWN, "'nobody'"),
+    ("GET", "/ingests/nothing", {}, 404, "unknown_ingest", "GET /tracks/{track_id}"),
     ("PUT", "/tracks/nobody", {}, *METHOD, "takes DELETE, GET, not PUT"),
     ("GET", "/ingest-track", {}, *METHOD, "takes POST, not GET"),
     ("GET", "/continue-playlist", {}, *METHOD, "takes POST"),
