@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -31,6 +32,16 @@ class ModelError(DebutError):
     code = "model_damaged"
 
 
+@cache
+def _core() -> Any:
+    """The one Core of this process, which is never let go.
+
+    OpenVINO gives the thread that makes the first Core an alternate signal stack, and unmaps that with the Core, on
+    whichever thread it ends: the next signal (SIGTERM, SIGHUP) then kills the process.
+    """
+    return openvino.Core()
+
+
 class OnnxModel:
     """One ONNX model with one output, "vector". Safe to use from many threads: requests are pooled."""
 
@@ -45,7 +56,7 @@ class OnnxModel:
             "PERFORMANCE_HINT": "LATENCY",
         }
         try:
-            self._model = openvino.Core().compile_model(str(path), "CPU", config)
+            self._model = _core().compile_model(str(path), "CPU", config)
             self.dims = int(self._model.output("vector").partial_shape[1].get_length())
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]

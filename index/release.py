@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from index.errors import DebutError
 
@@ -27,7 +27,10 @@ _OWN_KEYS = frozenset(["format", "id", "created", "files"])
 
 
 class ReleaseError(DebutError):
-    """A release that cannot be served: release_missing, release_damaged or release_format (made by a newer Debut)."""
+    """A release that cannot be served or published.
+
+    Codes: release_missing, release_damaged, release_format (another Debut's), release_moved (another is current).
+    """
 
     code = "release_damaged"
 
@@ -105,7 +108,12 @@ class Release:
 
 
 def publish(
-    root: Path, fill: Callable[[Path], None], *, facts: Mapping[str, Any], now: datetime | None = None
+    root: Path,
+    fill: Callable[[Path], None],
+    *,
+    facts: Mapping[str, Any],
+    now: datetime | None = None,
+    replacing: str | None = None,
 ) -> Release:
     """Publish what `fill` writes into the folder it is given, and make it the current release of `root`.
 
@@ -113,8 +121,9 @@ def publish(
     `current` points to it, so a kill or a power cut at any instant leaves the former release in place. The
     former release is kept (see `activate`). Publishers may run at the same time; the one that ends last is
     current. What publishers that died left behind is removed. `facts` (JSON values) go into the manifest.
-    Raises ReleaseError when they cannot, or when `fill` leaves nothing or anything but plain files; what
-    `fill` raises comes through, and nothing of it stays.
+    With `replacing`, that must still be the current release at the end (release_moved). Raises ReleaseError
+    when they cannot, or when `fill` leaves nothing or anything but plain files; what `fill` raises comes through, and
+    nothing of it stays.
     """
     _check_facts(facts)
     root.mkdir(parents=True, exist_ok=True)
@@ -131,6 +140,11 @@ def publish(
         for folder in {staging, *(path.parent for path in (staging / name for name in files))}:
             _sync_folder(folder)
         with _locked(root):
+            if replacing is not None and (now_current := _target(root)) != replacing:
+                raise ReleaseError(
+                    f"{replacing} is not the current release of {root} any more, {now_current} is: do it again on that",
+                    code="release_moved",
+                )
             if not (root / manifest.id).exists():  # it exists when the same content is published twice in an instant
                 staging.rename(root / manifest.id)
             _point_current(root, manifest.id)
@@ -145,6 +159,32 @@ def activate(root: Path, release_id: str) -> Release:
     with _locked(root):
         _point_current(root, release_id)
     return release
+
+
+class Pointer(NamedTuple):
+    """What `current` points to, and which link says so: one that is set again is another, though it points alike."""
+
+    target: str
+    inode: int
+    changed_ns: int
+
+
+def pointer(root: Path) -> Pointer | None:
+    """Return what `current` of a folder of releases points to, without opening it; None where there is no such link.
+
+    The cheap question of whether there is another release to serve: two calls of the system.
+    """
+    link = root / CURRENT
+    try:
+        about = link.lstat()
+        return Pointer(os.readlink(link), about.st_ino, about.st_mtime_ns)
+    except OSError:
+        return None
+
+
+def _target(root: Path) -> str | None:
+    found = pointer(root)
+    return Path(found.target).name if found else None
 
 
 def _resolve(path: Path) -> Path:
@@ -169,6 +209,11 @@ def _read_manifest(path: Path) -> Manifest:
             raise ReleaseError(
                 f"{path.parent} has release format {format_} and this Debut reads {FORMAT}: upgrade Debut, "
                 "or publish the release again with this version",
+                code="release_format",
+            )
+        if isinstance(format_, int) and 0 < format_ < FORMAT:
+            raise ReleaseError(
+                f"{path.parent} has release format {format_} and this Debut reads {FORMAT}: publish the release again",
                 code="release_format",
             )
         files = {name: FileEntry(entry["sha256"], entry["bytes"]) for name, entry in data["files"].items()}

@@ -1,4 +1,4 @@
-"""python -m service: serve the current release until told to stop."""
+"""python -m service: serve the current release until told to stop; fold the ledger into it; go back to another."""
 
 import os
 
@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import argparse
 import errno
 import signal
 import socket
@@ -17,26 +18,62 @@ import uvicorn
 from fastapi import FastAPI
 
 from index.errors import DebutError
+from index.release import activate
 from service import logs
 from service.app import create_app
+from service.folding import fold_ledger
 from service.settings import Settings, SettingsError, load_settings
 
 CANNOT_START = 2
 
 
 def main() -> int:
-    """Serve; return the exit code: 0 after an orderly stop, 2 (a sentence on stderr) if it cannot start."""
+    """Do what the arguments say; return the exit code: 0 when done, 2 (a sentence on stderr) if it cannot be."""
+    arguments = _arguments().parse_args()
     _on_signals(_leave)
+    _on_hangup(_nothing)
     try:
         settings = load_settings()
         logs.configure(settings.log_level)
-        with _bound(settings) as listener:
-            app = create_app(settings)
-            _serve(app, settings, listener)
+        if arguments.verb == "fold":
+            _fold(settings)
+        elif arguments.verb == "activate":
+            _say(f"{activate(settings.releases, arguments.release).id} is current now")
+        else:
+            with _bound(settings) as listener:
+                app = create_app(settings)
+                _serve(app, settings, listener)
     except (DebutError, OSError) as error:
         sys.stderr.write(f"debut: {error.detail if isinstance(error, DebutError) else error}\n")
         return CANNOT_START
     return 0
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m service", description="Settings are variables: docs/settings.md.")
+    verbs = parser.add_subparsers(dest="verb")
+    verbs.add_parser("serve", help="serve the current release (what is done without a verb)")
+    verbs.add_parser("fold", help="publish the current release with the ledger's tracks folded in; a service may run")
+    one = verbs.add_parser("activate", help="make a release current that is there already: the way back")
+    one.add_argument("release", help="its id, the name of its folder")
+    return parser
+
+
+def _fold(settings: Settings) -> None:
+    os.nice(10)  # a service may be answering beside
+    release, changes = fold_ledger(settings)
+    if changes:
+        _say(
+            f"{release.id} is current now: {changes.added} tracks were added, {changes.replaced} replaced and "
+            f"{changes.removed} removed"
+        )
+    else:
+        _say(f"nothing to fold: release {release.id} holds all that the ledger says")
+
+
+def _say(sentence: str) -> None:
+    sys.stdout.write(f"{sentence}\n")
+    sys.stdout.flush()
 
 
 def _bound(settings: Settings) -> socket.socket:
@@ -78,6 +115,7 @@ def _serve(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
         server_header=False,
         timeout_graceful_shutdown=settings.shutdown_s,
     )
+    _on_hangup(lambda *_: app.state.service.swapper.look_now())
     _on_signals(_nothing)  # uvicorn takes them over, and raises them once more when it has stopped
     try:
         listener.listen(config.backlog)
@@ -85,8 +123,7 @@ def _serve(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
         app.state.service.close()
         raise _cannot_listen(settings, error) from None
     host, port = listener.getsockname()[:2]
-    sys.stdout.write(f"Debut is ready at http://{f'[{host}]' if ':' in host else host}:{port}\n")
-    sys.stdout.flush()
+    _say(f"Debut is ready at http://{f'[{host}]' if ':' in host else host}:{port}")
     uvicorn.Server(config).run(sockets=[listener])
 
 
@@ -95,13 +132,18 @@ def _on_signals(handler: Callable[[int, FrameType | None], None]) -> None:
         signal.signal(number, handler)
 
 
+def _on_hangup(handler: Callable[[int, FrameType | None], None]) -> None:
+    if not os.isatty(0):  # else the window was closed, and that ends what runs in it
+        signal.signal(signal.SIGHUP, handler)
+
+
 def _leave(_number: int, _frame: FrameType | None) -> None:
     """While starting: stop at once; nothing is half-written."""
     raise SystemExit(0)
 
 
 def _nothing(_number: int, _frame: FrameType | None) -> None:
-    """While serving: uvicorn has dealt with the signal."""
+    """The signal needs no answer: uvicorn has dealt with it, or the current release is being opened anyway."""
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from index.release import pointer
 from service import openapi, problems
 from service.ingest import Ingest
 from service.ledger import Ledger
@@ -15,8 +16,9 @@ from service.ledger_sqlite import SqliteLedger
 from service.metrics import Metrics
 from service.requests import RequestScope
 from service.routes import audience, health, playlists, tracks
-from service.serving import Serving
+from service.serving import Current, Serving
 from service.settings import Settings
+from service.swap import Swapper, trim
 
 VERSION = version("debut")
 
@@ -41,26 +43,31 @@ class Service:
         """
         self.settings = settings
         self.metrics = Metrics()
-        self.serving = Serving.open(settings)
+        opened = pointer(settings.releases)  # before it is followed: what is published from here on is noticed
+        serving = Serving.open(settings)
         self.ledger: Ledger = SqliteLedger(settings.ledger)
         try:
             self.ledger.check()
-            self.serving.replay(self.ledger)
+            serving.replay(self.ledger)
+            trim(serving, self.ledger)
         except BaseException:
             self.ledger.close()
             raise
-        self.ingest = Ingest(self.serving, self.ledger, settings, self.metrics)
+        self.current = Current(serving)
+        self.ingest = Ingest(self.current, self.ledger, settings, self.metrics)
+        self.swapper = Swapper(self.current, self.ledger, settings, self.metrics, opened)
         self.searches = ThreadPoolExecutor(settings.search_threads, thread_name_prefix="search")
-        self._report()
+        self.metrics.watch(lambda: len(self.serving.collection.continuation), lambda: len(self.ledger))
+        self.metrics.build.labels(VERSION).set(1)
 
-    def _report(self) -> None:
-        serving, metrics = self.serving, self.metrics
-        metrics.watch(lambda: len(serving.collection.continuation), lambda: len(self.ledger))
-        metrics.release.labels(serving.release.id, serving.encoder_id).set(1)
-        metrics.build.labels(VERSION).set(1)
+    @property
+    def serving(self) -> Serving:
+        """What is served now; a request asks once and answers from that alone."""
+        return self.current.serving
 
     def close(self) -> None:
         """Finish what is in hand and let go of threads and ledger."""
+        self.swapper.stop()
         self.searches.shutdown()
         self.ingest.close()
         self.ledger.close()
@@ -72,6 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.swapper.start()
         try:
             yield
         finally:

@@ -19,7 +19,7 @@ from service.ledger import Ledger, TrackAdded, TrackRemoved
 from service.ledger_records import PackedFeatures
 from service.metrics import Metrics, Stopwatch
 from service.problems import Problem
-from service.serving import Serving
+from service.serving import Current, Serving
 from service.settings import Settings
 from service.upload import Upload
 
@@ -34,6 +34,25 @@ class Ingested:
     cold: bool
     outcome: Literal["created", "replaced", "unchanged"]
     recording: Heard | None
+    release_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A track that is gone from all answers, and who still holds something of it until the next fold."""
+
+    in_release: bool
+    in_ledger: bool
+    release_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Analysed:
+    """What an upload holds, whichever models are to read it."""
+
+    track: Track
+    recording: Heard
+    features: PackedFeatures
 
 
 class Ingest:
@@ -44,8 +63,8 @@ class Ingest:
     encoding; at most `settings.queue_size` uploads are in hand.
     """
 
-    def __init__(self, serving: Serving, ledger: Ledger, settings: Settings, metrics: Metrics) -> None:
-        self._serving, self._ledger, self._settings, self._metrics = serving, ledger, settings, metrics
+    def __init__(self, current: Current, ledger: Ledger, settings: Settings, metrics: Metrics) -> None:
+        self._current, self._ledger, self._settings, self._metrics = current, ledger, settings, metrics
         self._limits = AudioLimits(min_s=settings.min_audio_s, max_s=settings.max_audio_s)
         self._pool = ThreadPoolExecutor(settings.ingest_threads, thread_name_prefix="ingest")
         self.decoding = Decoding(settings, metrics)
@@ -80,8 +99,8 @@ class Ingest:
         """
         return await self._one_by_one(upload.track.track_id, self._pool, lambda: self._add(upload, watch))
 
-    async def remove(self, track_id: str) -> bool | None:
-        """Take a track down; return whether it came with the release, None when there is no such track."""
+    async def remove(self, track_id: str) -> Removed | None:
+        """Take a track down; return a receipt, None when there is no such track."""
         # Not among the uploads: a take-down must not wait until they are decoded.
         return await self._one_by_one(track_id, None, lambda: self._remove(track_id))
 
@@ -93,17 +112,32 @@ class Ingest:
             return await asyncio.get_running_loop().run_in_executor(pool, work)
 
     def _add(self, upload: Upload, watch: Stopwatch) -> Ingested:
-        catalogue = self._serving.collection.catalogue
-        old = catalogue.row_of(upload.track.track_id)
-        if old is not None and (known := self._unchanged(upload)) is not None:
-            return Ingested(known, catalogue.is_cold(old), "unchanged", None)
-        event, recording = self._analyse(upload, watch)
-        with watch.stage("ledger"):
-            self._ledger.append(event)
-        with watch.stage("index"):
-            row = self._serving.collection.add(event.track, event.embedding.vectors, event.embedding.matching)
-        cold = self._serving.collection.catalogue.is_cold(row)
-        return Ingested(event.track, cold, "created" if old is None else "replaced", recording)
+        """Decode, embed and commit; what a swap of releases overtakes before it is committed is embedded anew."""
+        analysed: _Analysed | None = None
+        while True:
+            serving = self._current.serving
+            catalogue = serving.collection.catalogue
+            old = catalogue.row_of(upload.track.track_id)
+            if old is not None and (known := self._unchanged(upload)) is not None:
+                return Ingested(known, catalogue.is_cold(old), "unchanged", None, serving.release.id)
+            analysed = analysed or self._analyse(upload, watch)
+            with watch.stage("encode"):
+                embedding = serving.embed(analysed.track, analysed.recording.log_mel)
+            event = TrackAdded(analysed.track, upload.content_sha256, analysed.features, embedding, _now())
+            if (cold := self._commit(serving, event, watch)) is not None:
+                outcome: Literal["created", "replaced"] = "created" if old is None else "replaced"
+                return Ingested(analysed.track, cold, outcome, analysed.recording, serving.release.id)
+
+    def _commit(self, serving: Serving, event: TrackAdded, watch: Stopwatch) -> bool | None:
+        """Write the event down and index it; return whether the track is cold, None if `serving` is served no more."""
+        with self._current.committing:
+            if self._current.serving is not serving:
+                return None
+            with watch.stage("ledger"):
+                self._ledger.append(event)
+            with watch.stage("index"):
+                row = serving.collection.add(event.track, event.embedding.vectors, event.embedding.matching)
+        return serving.collection.catalogue.is_cold(row)
 
     def _unchanged(self, upload: Upload) -> Track | None:
         """Return the known track if the upload says nothing new of it, None if it replaces it; else raise."""
@@ -118,27 +152,26 @@ class Ingest:
         origin = other if known else "audio that came with the release and cannot be compared"
         raise Problem("track_exists", f"{track_id!r} is here already, with {origin}; replace=true replaces it.")
 
-    def _analyse(self, upload: Upload, watch: Stopwatch) -> tuple[TrackAdded, Heard]:
+    def _analyse(self, upload: Upload, watch: Stopwatch) -> _Analysed:
         with watch.stage("decode"):
             recording = self.decoding.hear(upload.audio, self._limits)
         with watch.stage("features"):
-            mel = recording.log_mel
-            features = PackedFeatures.pack(quantise(mel))
+            features = PackedFeatures.pack(quantise(recording.log_mel))
         watch.move(recording.features_s, "decode", "features")
         track = dataclasses.replace(upload.track, duration_s=recording.duration_s)
-        with watch.stage("encode"):
-            embedding = self._serving.embed(track, mel)
-        return TrackAdded(track, upload.content_sha256, features, embedding, _now()), recording
+        return _Analysed(track, recording, features)
 
-    def _remove(self, track_id: str) -> bool | None:
-        catalogue = self._serving.collection.catalogue
-        row = catalogue.row_of(track_id)
-        if row is None:
-            return None
-        from_release = int(catalogue.origins[row]) >= 0
-        self._ledger.append(TrackRemoved(track_id, _now()))
-        self._serving.collection.remove(track_id)
-        return from_release
+    def _remove(self, track_id: str) -> Removed | None:
+        with self._current.committing:
+            serving = self._current.serving
+            catalogue = serving.collection.catalogue
+            row = catalogue.row_of(track_id)
+            if row is None:
+                return None
+            in_ledger = self._ledger.known(track_id) is not None
+            self._ledger.append(TrackRemoved(track_id, _now()))
+            serving.collection.remove(track_id)
+        return Removed(int(catalogue.origins[row]) >= 0, in_ledger, serving.release.id)
 
     def close(self) -> None:
         """End the decoding processes, finish what else is being worked on and stop the threads."""

@@ -1,6 +1,7 @@
 """The ledger: what happened to the catalogue since the release, so that no acknowledged track is lost."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -71,8 +72,33 @@ class Known(NamedTuple):
     track: Track
 
 
+class Head(NamedTuple):
+    """Which event it is, without what it carries. `content_sha256` is None for a removal."""
+
+    sequence: int
+    track_id: str
+    created: str
+    content_sha256: str | None
+
+    @classmethod
+    def of(cls, sequence: int, event: TrackAdded) -> "Head":
+        """Return the head of an addition."""
+        return cls(sequence, event.track_id, event.created, event.content_sha256)
+
+    @property
+    def mark(self) -> int:
+        """An unsigned 64-bit number, never 0, that names this event among those of all ledgers.
+
+        A release into which the ledger was folded has it beside the row (`index.fold`), so that a replay knows what
+        is there already. A hash, not the sequence number alone: another ledger, or one restored from a backup, numbers
+        other events alike.
+        """
+        text = "\n".join((str(self.sequence), self.track_id, self.created, self.content_sha256 or ""))
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") or 1
+
+
 class Ledger(Protocol):
-    """Append-only and durable; safe to use from several threads.
+    """Durable, and only ever appended to but for `trim`; safe to use from several threads.
 
     Every method raises LedgerError when the store fails.
     """
@@ -81,8 +107,12 @@ class Ledger(Protocol):
         """Add an event and return its sequence number; once this returns, the event survives SIGKILL."""
         ...
 
-    def replay(self) -> Iterator[tuple[int, Event]]:
-        """Yield the last event of every track in the order of their sequence numbers."""
+    def replay(self, after: int = 0, held: Callable[[Head], bool] | None = None) -> Iterator[tuple[int, Event]]:
+        """Yield the last event of every track in the order of their sequence numbers, from `after` on (exclusive).
+
+        Events that come in meanwhile are yielded as well. Additions for which `held` is true are passed over, and
+        their features are not read.
+        """
         ...
 
     def known(self, track_id: str) -> Known | None:
@@ -91,6 +121,14 @@ class Ledger(Protocol):
 
     def renew(self, sequence: int, embedding: Embedding) -> None:
         """Replace the embedding of an added track by that of the models now served (the event stays)."""
+        ...
+
+    def trim(self) -> int:
+        """Delete every event that a later one of the same track has overtaken; return how many.
+
+        What is left replays to the same state over any release. Of a track that was removed only that remains: who it
+        was and when it went, so that no release trained on older data brings it back.
+        """
         ...
 
     def check(self) -> None:

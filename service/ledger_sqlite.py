@@ -4,14 +4,14 @@ import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from index.encoder import TrackVectors
-from service.ledger import Embedding, Event, Known, LedgerError, TrackAdded, TrackRemoved
+from service.ledger import Embedding, Event, Head, Known, LedgerError, TrackAdded, TrackRemoved
 from service.ledger_records import (
     PackedFeatures,
     pack_track,
@@ -19,82 +19,58 @@ from service.ledger_records import (
     unpack_track,
     unpack_vector,
 )
+from service.ledger_schema import APPLICATION_ID, EVENT, FORMAT, HEADS, OVERTAKEN, SCHEMA
 
-APPLICATION_ID = 0x44454255  # "DEBU", in the file's header: tells a ledger from any other SQLite file
-FORMAT = 1
 _HEADER = b"SQLite format 3\0"
-
-# Events are facts and never change. Embeddings follow from them and a model: they are replaced when the model
-# is.
-SCHEMA = """
-CREATE TABLE events (
-    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-    kind TEXT NOT NULL CHECK (kind IN ('added', 'removed')),
-    track_id TEXT NOT NULL,
-    created TEXT NOT NULL,
-    content_sha256 TEXT,
-    track TEXT,
-    clips INTEGER, frames INTEGER, mels INTEGER,
-    features BLOB,
-    CHECK (kind = 'removed' OR (content_sha256 IS NOT NULL AND track IS NOT NULL AND features IS NOT NULL))
-) STRICT;
-CREATE INDEX events_by_track ON events (track_id, sequence);
-CREATE TABLE embeddings (
-    sequence INTEGER PRIMARY KEY REFERENCES events (sequence),
-    encoder_id TEXT NOT NULL,
-    matcher_id TEXT NOT NULL,
-    audio BLOB, text BLOB, lyrics BLOB,
-    continuation BLOB NOT NULL,
-    matching BLOB NOT NULL
-) STRICT;
-CREATE TABLE heartbeat (id INTEGER PRIMARY KEY CHECK (id = 1), written TEXT NOT NULL) STRICT;
-"""
-
-_LAST = """
-SELECT e.sequence, kind, track_id, created, content_sha256, track, clips, frames, mels, features,
-       encoder_id, matcher_id, audio, text, lyrics, continuation, matching
-FROM events e LEFT JOIN embeddings m ON m.sequence = e.sequence
-WHERE e.sequence > ?
-  AND NOT EXISTS (SELECT 1 FROM events n WHERE n.track_id = e.track_id AND n.sequence > e.sequence)
-ORDER BY e.sequence LIMIT 64
-"""
+_TRIMMED_AT_ONCE = 64  # events a transaction: whoever appends meanwhile waits for one of these
 
 
 class SqliteLedger:
     """service.ledger.Ledger in a SQLite file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """Open the ledger at `path`, or make an empty one (and the folder it lies in).
 
-        Raises LedgerError: ledger_busy (another process has it open), ledger_format (a newer Debut's, or
-        another program's file), ledger_damaged (not SQLite, or broken), ledger_unwritable (permissions,
-        space).
+        With `read_only` it must be there, may be in use by a service, and only what reads works. Raises LedgerError:
+        ledger_busy (another process has it open), ledger_format (a newer Debut's, or another program's file),
+        ledger_damaged (not SQLite, or broken), ledger_unwritable (permissions, space), ledger_missing (read only).
         """
         self.path = path
         self._lock = threading.Lock()
-        self._guard: int | None = _exclusive(path)
+        self._guard: int | None = None
+        if read_only and not path.is_file():
+            raise LedgerError(f"{path} is not there: set DEBUT_LEDGER to the service's ledger.", code="ledger_missing")
+        if not read_only:
+            self._guard = _exclusive(path)
         try:
             with self._translated():
                 _check_header(path)
-                self._db = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
-                self._prepare()
+                where = f"{path.resolve().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+                self._db = sqlite3.connect(where, 5.0, isolation_level=None, check_same_thread=False, uri=True)
+                self._prepare(read_only)
         except BaseException:
             self.close()
             raise
 
-    def _prepare(self) -> None:
+    def _prepare(self, read_only: bool) -> None:
         tables = self._value("SELECT count(*) FROM sqlite_schema")
         application, version = self._value("PRAGMA application_id"), self._value("PRAGMA user_version")
         empty = tables == 0 and application == 0
+        if empty and read_only:
+            raise LedgerError(f"{self.path} is empty: set DEBUT_LEDGER to the service's ledger.", code="ledger_missing")
         if not empty:
             self._recognise(application, version)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.execute("PRAGMA foreign_keys = ON")
+        if read_only:
+            self._db.execute("PRAGMA query_only = ON")
+        else:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA foreign_keys = ON")
+            self._db.execute("PRAGMA secure_delete = ON")  # what is trimmed is overwritten, not only forgotten
         if empty:
             header = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT};"
             self._db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} {header} COMMIT;")
-        self._count = int(self._value("SELECT coalesce(max(sequence), 0) FROM events"))
+        self._count = int(self._value("SELECT count(*) FROM events"))
 
     def _recognise(self, application: int, version: int) -> None:
         if application != APPLICATION_ID:
@@ -112,12 +88,11 @@ class SqliteLedger:
 
     def append(self, event: Event) -> int:
         """See Ledger."""
-        with self._transaction():
+        with self._transaction(more=1):
             if isinstance(event, TrackAdded):
                 sequence = self._add(event)
             else:
                 sequence = self._insert(kind="removed", track_id=event.track_id, created=event.created)
-        self._count = sequence
         return sequence
 
     def _add(self, event: TrackAdded) -> int:
@@ -153,17 +128,19 @@ class SqliteLedger:
         with self._transaction():
             self._embed(sequence, embedding)
 
-    def replay(self) -> Iterator[tuple[int, Event]]:
-        """See Ledger. Reads 64 events at a time, so that a long ledger does not have to fit into memory."""
-        last = 0
-        while True:
-            with self._lock, self._translated():
-                rows = self._db.execute(_LAST, (last,)).fetchall()
-            if not rows:
-                return
-            for row in rows:
-                yield row[0], self._event(row)
-            last = rows[-1][0]
+    def replay(self, after: int = 0, held: Callable[[Head], bool] | None = None) -> Iterator[tuple[int, Event]]:
+        """See Ledger. Reads event by event, so that a long ledger does not have to fit into memory."""
+        while heads := self._rows(HEADS, after):
+            for head in map(Head._make, heads):
+                if held is not None and head.content_sha256 is not None and held(head):
+                    continue
+                for row in self._rows(EVENT, head.sequence):  # none: overtaken since, and trimmed
+                    yield head.sequence, self._event(row)
+            after = heads[-1][0]
+
+    def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self._lock, self._translated():
+            return self._db.execute(query, values).fetchall()
 
     def _event(self, row: tuple[Any, ...]) -> Event:
         sequence, kind, track_id, created, sha256, track, *shape, data = row[:10]
@@ -193,6 +170,18 @@ class SqliteLedger:
             ).fetchone()
         return None if row is None or row[0] == "removed" else Known(row[1], unpack_track(row[2]))
 
+    def trim(self) -> int:
+        """See Ledger. The file keeps its size: what comes next fills the room."""
+        overtaken = [row[0] for row in self._rows(f"SELECT e.sequence FROM events e WHERE {OVERTAKEN}")]
+        for start in range(0, len(overtaken), _TRIMMED_AT_ONCE):
+            batch = [(sequence,) for sequence in overtaken[start : start + _TRIMMED_AT_ONCE]]
+            with self._transaction(more=-len(batch)):
+                self._db.executemany("DELETE FROM embeddings WHERE sequence = ?", batch)
+                self._db.executemany("DELETE FROM events WHERE sequence = ?", batch)
+        if overtaken:
+            self._rows("PRAGMA wal_checkpoint(TRUNCATE)")  # the log beside the file has them too
+        return len(overtaken)
+
     def check(self) -> None:
         """See Ledger."""
         with self._transaction():
@@ -216,12 +205,13 @@ class SqliteLedger:
         return self._db.execute(query).fetchone()[0]
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, more: int = 0) -> Iterator[None]:
         with self._lock, self._translated():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
                 self._db.execute("COMMIT")
+                self._count += more
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")

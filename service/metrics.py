@@ -66,12 +66,23 @@ class Metrics:
         self.release = Gauge(
             "debut_release_info", "The release being served.", ("release", "encoder"), registry=registry
         )
+        self.swaps = Counter(
+            "debut_release_swaps",
+            "Releases that were taken up while serving, or refused.",
+            ("outcome",),
+            registry=registry,
+        )
         self.build = Gauge("debut_build_info", "The running version.", ("version",), registry=registry)
 
     def watch(self, tracks: Callable[[], float], ledger_events: Callable[[], float]) -> None:
         """Read these two figures whenever the metrics are asked for."""
         self.tracks.set_function(tracks)
         self.ledger_events.set_function(ledger_events)
+
+    def show_release(self, release: str, encoder: str) -> None:
+        """Name the release that is served, and no other."""
+        self.release.clear()
+        self.release.labels(release, encoder).set(1)
 
     def exposition(self) -> bytes:
         """Return all figures in Prometheus' text format."""

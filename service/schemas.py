@@ -262,6 +262,9 @@ class Removal(BaseModel):
     track_id: str
     removed_from: list[str]
     was_in_release: bool = Field(description="It came with the release: the ledger keeps it out from now on.")
+    purged_by_next_fold: list[str] = Field(
+        description="What is in files still, in no answer, until the ledger is folded into a new release."
+    )
     release: str
 
 

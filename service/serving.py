@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import threading
 import time
 from dataclasses import dataclass
 
@@ -11,14 +12,15 @@ from numpy.typing import NDArray
 
 from index.audience import Audience
 from index.collection import Collection
-from index.encoder import Encoder, TrackVectors
+from index.encoder import Encoder, EncoderError, TrackVectors
 from index.features import FRAMES, MELS, dequantise
+from index.fold import read_marks
 from index.matcher import Matcher
 from index.onnxmodel import ModelError
-from index.release import Release
+from index.release import Release, ReleaseError
 from index.tracks import Track
 from index.vectors import checked_vectors
-from service.ledger import Embedding, Ledger, LedgerError, TrackAdded
+from service.ledger import Embedding, Head, Ledger, LedgerError, TrackAdded
 from service.settings import Settings
 from service.spaces import open_space
 
@@ -39,6 +41,8 @@ class Serving:
     audience: Audience
     encoder_id: str
     matcher_id: str
+    marks: NDArray[np.uint64]
+    """u64 [release's rows]: the ledger's event that each was folded from (`Head.mark`), 0 for none."""
     warm_up_s: float
     """How long the first inference took, both models."""
 
@@ -46,7 +50,8 @@ class Serving:
     def open(cls, settings: Settings) -> "Serving":
         """Open and verify the release, and run both models once so that the first request finds them warm.
 
-        Raises DebutError (ReleaseError and the errors of its parts) when anything is missing or damaged.
+        Raises DebutError (ReleaseError and the errors of its parts) when anything is missing or damaged, or the models
+        do not make vectors such as the release holds.
         """
         release = Release.open(settings.releases)
         threads = settings.encoder_threads or None
@@ -60,8 +65,11 @@ class Serving:
             audience=Audience.open(release),
             encoder_id=encoder.id,
             matcher_id=_matcher_id(release),
+            marks=read_marks(release),
             warm_up_s=0.0,
         )
+        if release.manifest.encoder_id not in (None, encoder.id):
+            raise ReleaseError(f"release {release.id} has vectors of another encoder than its own: publish it again")
         started = time.perf_counter()
         serving.embed(Track("warm-up", title="Warm up"), np.zeros((1, FRAMES, MELS), np.float32))
         return dataclasses.replace(serving, warm_up_s=time.perf_counter() - started)
@@ -69,14 +77,16 @@ class Serving:
     def embed(self, track: Track, log_mel: NDArray[np.float32]) -> Embedding:
         """Return where a track lies in both spaces, from its log-mel f32 [clips, 1001, 64] and metadata.
 
-        Raises ModelError when a model's answer is no unit vector: it must not get into a ledger.
+        Raises ModelError when a model's answer is no unit vector of its space: it must not get into a ledger.
         """
         vectors = self.encoder.track(log_mel, self.encoder.caption(track), track.lyrics)
         matching = self.match(track, vectors)
+        view = self.collection.view()
         try:
-            for vector in (vectors.audio, vectors.text, vectors.lyrics, vectors.continuation, matching):
+            for vector in (vectors.audio, vectors.text, vectors.lyrics, vectors.continuation):
                 if vector is not None:
-                    checked_vectors(vector[None], len(vector))
+                    checked_vectors(vector[None], view.continuation.dims)
+            checked_vectors(matching[None], view.matching.dims)
         except ValueError as error:
             raise ModelError(
                 f"The models of release {self.release.id} cannot place {track.track_id!r}: {error}."
@@ -89,18 +99,30 @@ class Serving:
         matching: NDArray[np.float32] = self.matcher.vectors([track], dense)[0]
         return matching
 
-    def replay(self, ledger: Ledger) -> None:
-        """Bring the collection to where the ledger says it is.
+    def replay(self, ledger: Ledger, after: int = 0, *, marks: dict[str, int] | None = None) -> int:
+        """Bring the collection from where the ledger was at event `after` to where it says it is; return its last.
 
-        Tracks that other models embedded are embedded anew from their stored features (nothing has to be
-        uploaded again), and the ledger keeps the result for the next start. Raises LedgerError.
+        Tracks that the release holds already, folded into it, are passed over. Tracks that other models embedded are
+        embedded anew from their stored features (nothing has to be uploaded again), and the ledger keeps the result
+        for the next start. With `marks`, to fold, it is only read, and the marks of the added tracks are put there.
+        Raises LedgerError, and ModelError (see `embed`).
         """
         counts = {"added": 0, "removed": 0, "renewed": 0}
-        for sequence, event in ledger.replay():
+
+        def held(head: Head) -> bool:
+            nonlocal after
+            if holds := self._holds(head):
+                after = head.sequence  # nobody has to look at it again
+            return holds
+
+        for sequence, event in ledger.replay(after, held):
             if isinstance(event, TrackAdded):
                 embedding = self._current(event)
+                if marks is not None:
+                    marks[event.track_id] = Head.of(sequence, event).mark
                 if embedding is not event.embedding:
-                    ledger.renew(sequence, embedding)
+                    if marks is None:
+                        ledger.renew(sequence, embedding)
                     counts["renewed"] += 1
                     if counts["renewed"] % 100 == 0:
                         log.info("embedding the ledger's tracks anew", done=counts["renewed"])
@@ -108,17 +130,44 @@ class Serving:
             else:
                 self.collection.remove(event.track_id)
             counts["added" if isinstance(event, TrackAdded) else "removed"] += 1
-        log.info("ledger replayed", **counts)
+            after = sequence
+        if any(counts.values()):
+            log.info("ledger replayed", release=self.release.id, **counts)
+        return after
+
+    def _holds(self, head: Head) -> bool:
+        """Whether the release has the track just as this event left it."""
+        row = self.collection.catalogue.row_of(head.track_id)
+        return row is not None and row < len(self.marks) and int(self.marks[row]) == head.mark
 
     def _current(self, event: TrackAdded) -> Embedding:
         """Return the event's embedding if this release's models made it, else a new one."""
         embedding = event.embedding
         if embedding.encoder_id != self.encoder_id:
-            return self.embed(event.track, dequantise(_unpacked(event)))
+            try:
+                return self.embed(event.track, dequantise(_unpacked(event)))
+            except EncoderError as error:
+                raise EncoderError(
+                    f"Release {self.release.id} cannot place {event.track_id!r} of the ledger ({error.detail}): take "
+                    "that track down, or publish a release whose encoder reads what it has."
+                ) from None
         if embedding.matcher_id != self.matcher_id:
             matching = self.match(event.track, embedding.vectors)
             return dataclasses.replace(embedding, matching=matching, matcher_id=self.matcher_id)
         return embedding
+
+
+class Current:
+    """Which release is served now.
+
+    A request takes `serving` once, at its start, and answers from it wholly. Whoever writes to the ledger holds
+    `committing` from before the event until the track is in the collection of `serving`; a swap holds it from the last
+    events it carries over until `serving` is the new one. So no event falls between the two.
+    """
+
+    def __init__(self, serving: Serving) -> None:
+        self.serving = serving
+        self.committing = threading.Lock()
 
 
 def _unpacked(event: TrackAdded) -> NDArray[np.uint8]:

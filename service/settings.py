@@ -39,6 +39,9 @@ class Settings(BaseSettings):
         default=Path("var/releases"),
         description="Releases folder (its `current` is served), or one release's folder.",
     )
+    release_poll_s: Seconds = Field(
+        default=5.0, description="Time between two looks at which release is current, in seconds."
+    )
     ledger: Path = Field(
         default=Path("var/ledger.sqlite"),
         description="SQLite file of all tracks taken in or down.",

@@ -88,9 +88,10 @@ async def audience(request: Request, track_id: str, query: Annotated[AudienceQue
     """
     service = service_of(request)
     within(service.settings, "max_listeners", "query.limit", query.limit, "listeners")
-    view = service.serving.collection.view()
+    serving = service.serving
+    view = serving.collection.view()
     row = row_of(view, track_id)
-    found = await searching(service, lambda: target(service.serving.audience, view, row, query))
+    found = await searching(service, lambda: target(serving.audience, view, row, query))
     if prefers_csv(request.headers.get("accept", "")):
         return Response(as_csv(found["listeners"]), headers=VARY, media_type=CSV)
     answer = json_answer({"track_id": track_id, **found, "release": view.release_id})

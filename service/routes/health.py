@@ -18,14 +18,14 @@ router = APIRouter(tags=["health"])
 @router.get("/", summary="What this is", responses=failures())
 async def root(request: Request) -> Response:
     """Say what runs here and where everything is. The console will live here."""
-    service = service_of(request)
+    serving = service_of(request).serving
     paths = sorted({path for path in request.app.openapi()["paths"] if path != "/"})
     return json_answer(
         {
             "name": "Debut",
             "version": request.app.version,
-            "release": service.serving.release.id,
-            "tracks": len(service.serving.collection),
+            "release": serving.release.id,
+            "tracks": len(serving.collection),
             "docs": {
                 "openapi": "/openapi.json",
                 "note": "No HTML docs: they would load scripts from elsewhere.",
@@ -43,12 +43,18 @@ async def livez() -> Response:
 
 @router.get("/readyz", summary="Can it do its work?", responses=failures("not_ready"))
 async def readyz(request: Request) -> Response:
-    """Try what requests need: the ledger by a real transaction, the models by the inference at the start."""
+    """Try what requests need: the ledger by a real transaction, the models by the inference when they were loaded.
+
+    `releases` says what is served, and what is refused and why: a release that cannot be served leaves the old one in
+    place, so the service stays ready.
+    """
     service = service_of(request)
+    serving = service.serving
     checks: dict[str, Any] = {
-        "release": service.serving.release.id,
-        "encoder_warm_up_ms": round(service.serving.warm_up_s * 1e3, 1),
-        "tracks": len(service.serving.collection),
+        "release": serving.release.id,
+        "releases": service.swapper.status,
+        "encoder_warm_up_ms": round(serving.warm_up_s * 1e3, 1),
+        "tracks": len(serving.collection),
     }
     try:
         await asyncio.to_thread(service.ledger.check)

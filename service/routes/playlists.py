@@ -40,5 +40,6 @@ async def continue_a_playlist(request: Request) -> Response:
     service = service_of(request)
     asked = await read_json(request, ContinueRequest, service.settings.max_json_bytes)
     check_continue(asked, service.settings)
-    view, share = service.serving.collection.view(), service.serving.encoder.config.audio_share
+    serving = service.serving
+    view, share = serving.collection.view(), serving.encoder.config.audio_share
     return json_answer(await searching(service, lambda: continue_playlist(view, asked, share)))

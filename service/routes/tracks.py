@@ -29,6 +29,8 @@ _AUDIO_FAILURES = (
     "audio_no_stream",
     "decode_failed",
 )
+_IN_RELEASE = ("release.metadata", "release.vectors", "release.listening")
+_IN_LEDGER = ("ledger.metadata", "ledger.vectors", "ledger.features")
 _BINARY = {"type": "string", "format": "binary"}
 _BODY: dict[str, Any] = {
     "required": True,
@@ -115,7 +117,7 @@ async def ingest_track(request: Request) -> Response:
         "track": track_document(ingested.track, ingested.cold),
         "cold": ingested.cold,
         "outcome": ingested.outcome,
-        "release": service.serving.release.id,
+        "release": ingested.release_id,
         "content_sha256": upload.content_sha256,
         "quality": ingested.recording and _quality(ingested.recording),
         "timings_ms": {stage: _ms(seconds) for stage, seconds in watch.seconds.items()},
@@ -194,17 +196,22 @@ async def get_track(request: Request, track_id: str) -> Response:
     },
 )
 async def remove_track(request: Request, track_id: str) -> Response:
-    """It is gone from all answers at once, and stays gone after a restart."""
+    """It is gone from all answers at once, and stays gone after a restart and with every later release.
+
+    The receipt also names what the files of release and ledger still hold of it until the ledger is folded into a new
+    release (`python -m service fold`). Releases that were replaced hold it as long as their folders are there.
+    """
     service = service_of(request)
     row_of(service.serving.collection.view(), track_id)
-    from_release = await service.ingest.remove(track_id)
-    if from_release is None:
+    removed = await service.ingest.remove(track_id)
+    if removed is None:
         raise Problem("unknown_track", f"{track_id[:80]!r} was removed a moment ago.")
     log.info("removed", track_id=track_id)
     receipt = {
         "track_id": track_id,
         "removed_from": ["catalogue", "continuation", "matching"],
-        "was_in_release": from_release,
-        "release": service.serving.release.id,
+        "was_in_release": removed.in_release,
+        "purged_by_next_fold": [*_IN_RELEASE * removed.in_release, *_IN_LEDGER * removed.in_ledger],
+        "release": removed.release_id,
     }
     return json_answer(receipt)

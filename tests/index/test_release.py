@@ -237,6 +237,12 @@ class TestVerify:
         detail = refused(path, "release_format")
         assert "has release format 3 and this Debut reads 2: upgrade Debut" in detail
 
+    def test_an_older_format(self, root):
+        path = publish(root, fill, facts={}).path
+        (path / MANIFEST).write_text('{"format": 1, "everything": "was otherwise"}')
+        detail = refused(path, "release_format")
+        assert "has release format 1 and this Debut reads 2: publish the release again" in detail
+
     @pytest.mark.parametrize(
         "text",
         [
@@ -245,7 +251,7 @@ class TestVerify:
             "null",
             "{}",
             '{"format": "1"}',
-            '{"format": 1, "files": []}',
+            '{"format": 2, "files": []}',
             '{"format": 0}',
             "\xff",
             "[" * 200_000,

@@ -21,10 +21,10 @@ def environment(**settings: object) -> dict[str, str]:
     return kept | {f"DEBUT_{name.upper()}": str(value) for name, value in settings.items()}
 
 
-def run_to_exit(**settings: object) -> subprocess.CompletedProcess[str]:
-    """Start the service where it cannot start, and return how it ended."""
+def run_to_exit(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
+    """Start the service where it cannot start, or for another verb than to serve, and return how it ended."""
     return subprocess.run(
-        [sys.executable, "-m", "service"],
+        [sys.executable, "-m", "service", *arguments],
         cwd=ROOT,
         env=environment(**settings),
         capture_output=True,
@@ -42,6 +42,7 @@ class RunningService:
             [sys.executable, "-m", "service"],
             cwd=ROOT,
             env=env,
+            stdin=subprocess.DEVNULL,  # in a terminal SIGHUP would end it
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

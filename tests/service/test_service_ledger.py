@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from index.encoder import TrackVectors
 from index.tracks import Track
-from service.ledger import Embedding, Ledger, LedgerError, TrackAdded, TrackRemoved
+from service.ledger import Embedding, Head, Ledger, LedgerError, TrackAdded, TrackRemoved
 from service.ledger_records import PackedFeatures, pack_track, pack_vector, unpack_track, unpack_vector
 from service.ledger_sqlite import FORMAT, SqliteLedger
 
@@ -89,6 +89,82 @@ def test_replay_yields_the_last_event_of_every_track_in_order(ledger):
         else:
             assert event == expected
     assert len(ledger) == 90
+
+
+def test_trimming_leaves_the_last_event_of_every_track_and_nothing_of_the_others(ledger, path):
+    """Replays before and after are the same; no byte of features or metadata that was overtaken is in any file."""
+    seed = int(np.random.default_rng().integers(2**31))
+    print(f"seed {seed}")
+    rng = np.random.default_rng(seed)
+    for number in range(150):  # overtaken ones are more than one transaction of 64
+        track_id = f"t{rng.integers(40)}"
+        ledger.append(TrackRemoved(track_id, NOW) if rng.random() < 0.3 else added(track_id, number))
+    ledger.append(added("secret", 1001))
+    ledger.append(TrackRemoved("secret", NOW))
+    before = list(ledger.replay())
+    secret, kept = added("secret", 1001).features.data, next(e for _, e in before if isinstance(e, TrackAdded))
+    assert secret[500:600] in files(path)
+    assert ledger.trim() == 152 - len(before)
+    assert len(ledger) == len(before)
+    assert ledger.trim() == 0
+    for (one, event), (other, again) in zip(before, ledger.replay(), strict=True):
+        assert one == other
+        if isinstance(event, TrackAdded):
+            assert_same(again, event)
+        else:
+            assert again == event
+    assert secret[500:600] not in files(path)
+    assert b"Song 1001" not in files(path)
+    assert kept.features.data[500:600] in files(path)
+    assert ledger.append(added("next", 1)) > before[-1][0]  # a number is never given twice
+
+
+def files(path) -> bytes:
+    return b"".join(file.read_bytes() for file in path.parent.glob(f"{path.name}*"))
+
+
+def test_a_replay_goes_on_where_another_ended_and_passes_over_what_is_held(ledger):
+    sequences = [ledger.append(added(name, number)) for number, name in enumerate("abcb")]
+    ledger.append(TrackRemoved("c", NOW))
+    assert [event.track_id for _, event in ledger.replay(after=sequences[0])] == ["b", "c"]
+    marks = [Head.of(sequence, event).mark for sequence, event in ledger.replay() if isinstance(event, TrackAdded)]
+    assert len({*marks, 0}) == 3
+    held = [event.track_id for _, event in ledger.replay(held=lambda head: head.mark == marks[0])]
+    assert held == ["b", "c"]
+    assert [e.track_id for _, e in ledger.replay(held=lambda _: True)] == ["c"]  # a removal is never held
+
+
+def test_what_comes_in_while_it_is_replayed_is_replayed_and_what_is_trimmed_is_not(ledger):
+    for number in range(3):
+        ledger.append(added(f"t{number}", number))
+    seen = []
+    for _, event in ledger.replay():
+        if not seen:
+            ledger.append(added("t2", 7))
+            ledger.append(TrackRemoved("t1", NOW))
+            assert ledger.trim() == 2
+        seen.append((event.track_id, type(event).__name__))
+    assert seen == [("t0", "TrackAdded"), ("t2", "TrackAdded"), ("t1", "TrackRemoved")]
+
+
+def test_another_process_can_read_while_one_writes(ledger, path):
+    ledger.append(added("a", 1))
+    reader = SqliteLedger(path, read_only=True)
+    ledger.append(added("b", 2))
+    assert [event.track_id for _, event in reader.replay()] == ["a", "b"]
+    with pytest.raises(LedgerError, match="cannot be written"):
+        reader.append(added("c", 3))
+    reader.close()
+    ledger.check()
+
+
+def test_a_ledger_that_no_one_has_open_can_be_read(path):
+    ledger = SqliteLedger(path)
+    ledger.append(added("a", 1))
+    ledger.close()
+    reader = SqliteLedger(path, read_only=True)
+    assert [event.track_id for _, event in reader.replay()] == ["a"]
+    reader.close()
 
 
 def test_known_is_the_last_addition_and_nothing_after_a_removal(ledger):
