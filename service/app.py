@@ -10,9 +10,11 @@ from fastapi import FastAPI
 
 from index.release import pointer
 from service import openapi, problems
+from service.follow import Follower
 from service.ingest import Ingest
 from service.ledger import Ledger
-from service.ledger_sqlite import SqliteLedger
+from service.ledger_redis import RedisLedger
+from service.ledgers import open_ledger
 from service.metrics import Metrics
 from service.requests import RequestScope
 from service.routes import audience, health, playlists, tracks
@@ -45,17 +47,18 @@ class Service:
         self.metrics = Metrics()
         opened = pointer(settings.releases)  # before it is followed: what is published from here on is noticed
         serving = Serving.open(settings)
-        self.ledger: Ledger = SqliteLedger(settings.ledger)
+        self.ledger: Ledger = open_ledger(settings)
         try:
             self.ledger.check()
-            serving.replay(self.ledger)
+            reached = serving.replay(self.ledger)
             trim(serving, self.ledger)
         except BaseException:
             self.ledger.close()
             raise
-        self.current = Current(serving)
+        self.current = Current(serving, reached)
         self.ingest = Ingest(self.current, self.ledger, settings, self.metrics)
         self.swapper = Swapper(self.current, self.ledger, settings, self.metrics, opened)
+        self.follower = Follower(self.current, self.ledger) if isinstance(self.ledger, RedisLedger) else None
         self.searches = ThreadPoolExecutor(settings.search_threads, thread_name_prefix="search")
         self.metrics.watch(lambda: len(self.serving.collection.continuation), lambda: len(self.ledger))
         self.metrics.build.labels(VERSION).set(1)
@@ -65,9 +68,17 @@ class Service:
         """What is served now; a request asks once and answers from that alone."""
         return self.current.serving
 
+    def start(self) -> None:
+        """Begin to look for other releases, and for what other replicas do."""
+        self.swapper.start()
+        if self.follower:
+            self.follower.start()
+
     def close(self) -> None:
         """Finish what is in hand and let go of threads and ledger."""
         self.swapper.stop()
+        if self.follower:
+            self.follower.stop()
         self.searches.shutdown()
         self.ingest.close()
         self.ledger.close()
@@ -79,7 +90,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.swapper.start()
+        service.start()
         try:
             yield
         finally:

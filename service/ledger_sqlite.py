@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from index.encoder import TrackVectors
-from service.ledger import Embedding, Event, Head, Known, LedgerError, TrackAdded, TrackRemoved
+from service.ledger import Embedding, Event, Head, Known, LedgerError, Overtaken, TrackAdded, TrackRemoved
 from service.ledger_records import (
     PackedFeatures,
     pack_track,
@@ -86,9 +86,11 @@ class SqliteLedger:
                 code="ledger_format",
             )
 
-    def append(self, event: Event) -> int:
+    def append(self, event: Event, after: int | None = None) -> int:
         """See Ledger."""
         with self._transaction(more=1):
+            if after is not None and (last := self._value("SELECT coalesce(max(sequence), 0) FROM events")) != after:
+                raise Overtaken(last)
             if isinstance(event, TrackAdded):
                 sequence = self._add(event)
             else:
