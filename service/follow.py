@@ -60,5 +60,4 @@ class Follower:
 
     def _look(self) -> None:
         if self._ledger.wait(self._current.reached, WAIT_S):
-            with self._current.committing:
-                self._current.catch_up(self._ledger)
+            self._current.caught_up(self._ledger)

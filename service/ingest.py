@@ -116,7 +116,7 @@ class Ingest:
         """Decode, embed and commit; looks and embeds anew when a swap, or another replica's upload, was quicker."""
         analysed: _Analysed | None = None
         while True:
-            serving = self._current.serving
+            serving = self._current.caught_up(self._ledger)
             catalogue = serving.collection.catalogue
             old = catalogue.row_of(upload.track.track_id)
             if old is not None and (known := self._unchanged(upload)) is not None:
@@ -168,6 +168,7 @@ class Ingest:
         return _Analysed(track, recording, features)
 
     def _remove(self, track_id: str) -> Removed | None:
+        self._current.caught_up(self._ledger)
         with self._current.committing:
             serving = self._current.serving
             while (row := (catalogue := serving.collection.catalogue).row_of(track_id)) is not None:

@@ -190,6 +190,12 @@ class Current:
         """Apply what others wrote to the ledger, in its order. Hold `committing`."""
         self.reached = self.serving.replay(ledger, self.reached)
 
+    def caught_up(self, ledger: Ledger) -> Serving:
+        """Return what is served, with all that any replica had acknowledged when this was called."""
+        with self.committing:
+            self.catch_up(ledger)
+            return self.serving
+
 
 def _unpacked(event: TrackAdded) -> NDArray[np.uint8]:
     try:
