@@ -208,3 +208,16 @@ def test_a_fold_is_served_by_both_and_the_ledger_is_trimmed_for_both(clients, cl
     one, other = clients
     assert upload(one, clip, track_id="folded-after").status_code == 201
     soon(lambda: found(other, "folded-after"))
+
+
+def test_replicas_on_other_releases_embed_each_others_tracks_themselves(serve, settings, retrained, clip, redis_server):
+    """While a new release is rolled out: one has it, one does not yet."""
+    shared = settings.model_copy(update={"ledger": redis_server.url.removesuffix("0") + "1"})
+    old, new = serve(shared), serve(shared.model_copy(update={"releases": retrained}))
+    assert upload(old, clip, track_id="rolling", title="Rolling").status_code == 201
+    soon(lambda: found(new, "rolling"))
+    assert upload(new, clip, track_id="back", title="Rolling").status_code == 201
+    soon(lambda: found(old, "back"))
+    for client in (old, new):
+        assert "back" in seeded(client, "rolling", k=3)  # the same recording, in either one's space
+    assert len(old.app.state.service.ledger) == len(new.app.state.service.ledger) == 2
