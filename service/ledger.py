@@ -130,6 +130,10 @@ class Ledger(Protocol):
         """
         ...
 
+    def newest(self) -> int:
+        """Return the sequence number of the newest event; 0 when there was none."""
+        ...
+
     def known(self, track_id: str) -> Known | None:
         """Return what was last added under this id; None when nothing was, or it was removed since."""
         ...

@@ -172,6 +172,14 @@ class RedisLedger:
         with self._redis.translated():
             return bool(self._redis.commands.xread({EVENTS: f"{after}-0"}, count=1, block=int(seconds * 1000)))
 
+    def newest(self) -> int:
+        """See Ledger."""
+        known = self._newest
+        with self._redis.translated():
+            last = int(self._redis.commands.hget(STATE, "last") or 0)
+        self._see(last, known)
+        return last
+
     def known(self, track_id: str) -> Known | None:
         """See Ledger."""
         with self._redis.translated():

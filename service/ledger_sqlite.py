@@ -19,7 +19,7 @@ from service.ledger_records import (
     unpack_track,
     unpack_vector,
 )
-from service.ledger_schema import APPLICATION_ID, EVENT, FORMAT, HEADS, OVERTAKEN, SCHEMA
+from service.ledger_schema import APPLICATION_ID, EVENT, FORMAT, HEADS, NEWEST, OVERTAKEN, SCHEMA
 
 _HEADER = b"SQLite format 3\0"
 _TRIMMED_AT_ONCE = 64  # events a transaction: whoever appends meanwhile waits for one of these
@@ -89,7 +89,7 @@ class SqliteLedger:
     def append(self, event: Event, after: int | None = None) -> int:
         """See Ledger."""
         with self._transaction(more=1):
-            if after is not None and (last := self._value("SELECT coalesce(max(sequence), 0) FROM events")) != after:
+            if after is not None and (last := self._value(NEWEST)) != after:
                 raise Overtaken(last)
             if isinstance(event, TrackAdded):
                 sequence = self._add(event)
@@ -162,6 +162,11 @@ class SqliteLedger:
                 f"{self.path}: event {sequence} ({track_id}) cannot be read: {error}. Restore the file from a backup.",
                 code="ledger_damaged",
             ) from None
+
+    def newest(self) -> int:
+        """See Ledger."""
+        [(last,)] = self._rows(NEWEST)
+        return int(last)
 
     def known(self, track_id: str) -> Known | None:
         """See Ledger."""

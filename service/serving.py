@@ -193,7 +193,8 @@ class Current:
     def caught_up(self, ledger: Ledger) -> Serving:
         """Return what is served, with all that any replica had acknowledged when this was called."""
         with self.committing:
-            self.catch_up(ledger)
+            if ledger.newest() > self.reached:
+                self.catch_up(ledger)
             return self.serving
 
 

@@ -188,7 +188,9 @@ def test_a_replay_goes_on_where_another_ended_and_passes_over_what_is_held(ledge
 
 
 def test_an_event_is_added_after_the_one_that_was_named_or_not_at_all(ledger):
+    assert ledger.newest() == 0
     first = ledger.append(added("a", 1), after=0)
+    assert ledger.newest() == first
     with pytest.raises(Overtaken) as refused:
         ledger.append(added("a", 2), after=0)
     assert refused.value.last == first
