@@ -12,7 +12,7 @@ router = APIRouter(tags=["tracks"])
 
 
 @router.get(
-    "/ingests/{ingest_id}",
+    "/ingests/{ingest_id:path}",
     summary="Look an ingest up",
     response_model=None,
     responses={
