@@ -3,12 +3,15 @@
 ARG PYTHON=docker.io/library/python:3.11-slim-bookworm
 
 FROM ${PYTHON} AS packages
+# hadolint ignore=DL3008
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY pyproject.toml constraints.txt ./
 COPY docker/requirements.py docker/
 RUN python -m venv --without-pip /opt/venv \
  && python docker/requirements.py service > requirements.txt \
- && python -m pip --python /opt/venv/bin/python install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
+ && python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-compile \
+      --constraint constraints.txt --requirement requirements.txt
 COPY docker/slim.py docker/
 RUN python docker/slim.py /opt/venv
 
@@ -17,7 +20,7 @@ WORKDIR /build
 COPY pyproject.toml README.md LICENSE ./
 COPY index index
 COPY service service
-RUN python -m pip install --no-cache-dir --no-deps --target /app .
+RUN python -m pip install --no-cache-dir --no-compile --no-deps --target /app .
 
 FROM ${PYTHON}
 LABEL org.opencontainers.image.title="Debut: service" \
@@ -31,12 +34,14 @@ COPY --from=source /app /app
 COPY docker/volumes.py /opt/volumes.py
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \
-    PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     DEBUT_HOST=0.0.0.0 \
     DEBUT_RELEASES=/releases \
     DEBUT_LEDGER=/ledger/ledger.sqlite
 WORKDIR /app
+# Compiles what is imported, and nothing else; and ends the build if slim.py removed too much.
+RUN python -c "import service.__main__, service.decode.worker, index.__main__"
+ENV PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
 EXPOSE 8000
 CMD ["python", "-m", "service"]

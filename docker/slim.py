@@ -1,7 +1,7 @@
 """python docker/slim.py FOLDER: remove from installed packages what the service never loads; fail if more is missing.
 
 The service runs models on the CPU, from ONNX files, and reads Parquet files from disk. What the wheels carry besides is
-for other devices, other model formats, other people's clouds, compilers and test suites.
+for other devices, other model formats, other people's clouds, compilers, debuggers and test suites.
 """
 
 import subprocess
@@ -35,7 +35,13 @@ UNUSED = (
     "numpy/_core/lib",
     "numpy/f2py",
     "numpy/distutils",
+    # tokenizers asks for these to fetch tokenizers from a hub; ours is a file of the release.
+    *(f"{name}*" for name in ("huggingface_hub", "hf_xet", "fsspec", "filelock", "tqdm", "yaml", "_yaml", "pyyaml")),
+    *(f"{name}*" for name in ("httpx2", "httpcore2", "truststore")),
+    "**/*.pyi",
 )
+SYMBOLS = ("av", "httptools", "pyarrow", "tokenizers", "uvloop")
+"""Packages whose libraries carry symbols for debuggers, a third of them or more."""
 
 
 def main() -> int:
@@ -47,6 +53,8 @@ def main() -> int:
         if not found:  # not every processor's wheel has everything
             sys.stdout.write(f"slim: nothing is called {pattern}\n")
         subprocess.run(["rm", "-rf", *found], check=True)
+    libraries = [str(path) for name in SYMBOLS for path in (packages / name).rglob("*.so*")]
+    subprocess.run(["strip", "--strip-unneeded", *libraries], check=True)
     sys.stdout.write(f"slim: {before >> 20} MiB -> {_size(packages) >> 20} MiB\n")
     if torn := _lacking(packages) - lacking:
         sys.stderr.write("slim: removed what is needed:\n" + "\n".join(sorted(torn)) + "\n")
