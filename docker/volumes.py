@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 RELEASES = Path(os.environ["DEBUT_RELEASES"])
-LEDGER = Path("/ledger/ledger.sqlite")
+LEDGER = Path(os.environ.get("LEDGER_FOLDER", "/ledger"), "ledger.sqlite")
 
 
 def main() -> int:
