@@ -31,7 +31,6 @@ RUN groupadd --gid 10001 debut \
  && install --directory --owner=debut --group=debut --mode=750 /releases /ledger
 COPY --from=packages /opt/venv /opt/venv
 COPY --from=source /app /app
-COPY docker/volumes.py /opt/volumes.py
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \
     PYTHONUNBUFFERED=1 \
@@ -41,6 +40,7 @@ ENV PATH=/opt/venv/bin:$PATH \
 WORKDIR /app
 # Compiles what is imported, and nothing else; and ends the build if slim.py removed too much.
 RUN python -c "import service.__main__, service.decode.worker, index.__main__"
+COPY docker/volumes.py /opt/volumes.py
 ENV PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
 EXPOSE 8000
