@@ -6,6 +6,7 @@ A ledger on Redis is Redis's to save (docs/deploy.md); then the tar holds the re
 """
 
 import os
+import shutil
 import sqlite3
 import sys
 import tarfile
@@ -62,23 +63,32 @@ def load() -> None:
         raise ValueError(f"{held[0]} is there already: load into empty volumes")
     with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as tar:
         for member in tar:
-            if member.name == "ledger.sqlite":
-                _load_ledger(tar, member)
-            elif member.name.startswith("releases/"):
-                member.name = member.name.removeprefix("releases/")
-                tar.extract(member, RELEASES, filter="data")
-            else:
+            top, *rest = Path(member.name).parts
+            known = [top, *rest] == ["ledger.sqlite"] or (top == "releases" and rest)
+            if not known or ".." in rest:
                 raise ValueError(f"{member.name} is not of a backup")
+            if top == "releases":
+                _write(tar, member, RELEASES.joinpath(*rest))
+            else:
+                loading = LEDGER.with_name(".loading.sqlite")
+                _write(tar, member, loading)
+                loading.rename(LEDGER)
     os.sync()
 
 
-def _load_ledger(tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-    member.name = ".loading.sqlite"
-    tar.extract(member, LEDGER.parent, filter="data")
-    loading = LEDGER.parent / member.name
-    with loading.open("rb") as file:
-        os.fsync(file.fileno())
-    loading.rename(LEDGER)
+def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+    """Write one file, folder or link, and see a file to the disk."""
+    if member.isdir():
+        path.mkdir()
+    elif member.issym() and "/" not in member.linkname:  # releases/current
+        path.symlink_to(member.linkname)
+    elif member.isfile() and (content := tar.extractfile(member)):
+        with path.open("wb") as file:
+            shutil.copyfileobj(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+    else:
+        raise ValueError(f"{member.name} is neither file nor folder")
 
 
 if __name__ == "__main__":
