@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 PORT ?= 8000
 ONCE ?=
 CONTAINER_TOOL ?= docker
+JOBS ?= 2
+# A file of tests stays in one process, with what it shares; a process of its own to each core, so one thread to each.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 .PHONY: help demo serve test test-all lint format bench bench-larp up verify-docker clean
 
@@ -19,10 +22,10 @@ serve: $(VENV)/ready  ## serve the current release (DEBUT_ settings apply: docs/
 	@$(BIN)/python -m service
 
 test: $(VENV)/ready   ## the tests, under ten minutes on two cores
-	@$(BIN)/python -m pytest -m "not long"
+	@$(PYTEST) -m "not long"
 
 test-all: $(VENV)/ready  ## every test, the long ones too
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 lint: $(VENV)/ready   ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -159,14 +159,14 @@ def seal(given: argparse.Namespace) -> bool:
     """Publish the release with other kinds of index, and say how to go back."""
     old = Release.open(given.releases)
     new = reseal(old, given.kind, given.space or SPACES, threads=given.threads)
-    _say(f"{new.id} is current now, at {new.path}; restart the service to serve it.")
+    _say(f"{new.id} is current now, at {new.path}; a running service takes it up by itself.")
     _say(f"The way back: python -m index activate {old.id} --releases {old.path.parent}")
     return True
 
 
 def activate_(given: argparse.Namespace) -> bool:
     """Verify a release and make it the current one."""
-    _say(f"{activate(given.releases, given.id).id} is current now; restart the service to serve it.")
+    _say(f"{activate(given.releases, given.id).id} is current now; a running service takes it up by itself.")
     return True
 
 

@@ -39,7 +39,6 @@ class CatalogueView:
     """
 
     sealed: SealedTracks
-    sealed_titles: titles.Titles
     fresh: list[Track] = field(repr=False)
     """Tracks from row len(sealed) on. The list may already hold later ones than this view."""
     fresh_lines: list[str] = field(repr=False)
@@ -100,8 +99,8 @@ class CatalogueView:
         if not folded:
             return []
         first = len(self.sealed)
-        rows, tiers = self.sealed_titles.search(folded)
-        more, their = titles.Titles(self.fresh_lines[: self.size - first]).search(folded)
+        rows, tiers = self.sealed.titles.search(folded)
+        more, their = titles.Titles.of(self.fresh_lines[: self.size - first]).search(folded)
         rows, tiers = np.concatenate((rows, more + first)), np.concatenate((tiers, their))
         rows, tiers = rows[self.live[rows]], tiers[self.live[rows]]
         order = np.lexsort((rows, -self.interactions[rows], tiers))
@@ -120,10 +119,9 @@ class Catalogue:
         self._live = GrowingArray.of(np.ones(size, dtype=bool))
         self._view = CatalogueView(
             sealed=sealed,
-            sealed_titles=titles.Titles(titles.lines(sealed.texts["title"], sealed.texts["artist"])),
             fresh=[],
             fresh_lines=[],
-            newest={str(track_id): row for row, track_id in enumerate(sealed.texts["track_id"].to_list())},
+            newest=dict(sealed.rows),
             replaced=[],
             origins=self._origins.view(),
             interactions=self._interactions.view(),

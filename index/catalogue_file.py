@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from index.errors import DebutError
 from index.textcolumn import TextColumn
+from index.titles import Titles, line
 from index.tracks import Track
 
 SCHEMA = pa.schema(
@@ -30,10 +31,12 @@ SCHEMA = pa.schema(
         ("genres", pa.list_(pa.string())),
         ("isrc", pa.string()),
         ("attributes", pa.string()),
+        pa.field("searched", pa.string(), nullable=False),
         pa.field("interactions", pa.int32(), nullable=False),
     ]
 )
-"""Columns of tracks.parquet. `attributes` is a JSON object; lyrics stay with the trainer."""
+"""Columns of tracks.parquet. `attributes` is a JSON object; lyrics stay with the trainer. `searched` is what
+`index.titles` finds a track by, kept so that a million tracks are open at once: its line, ended by a line feed."""
 
 _TEXTS = ("track_id", "title", "artist", "album", "release_date", "language", "isrc", "attributes")
 
@@ -61,10 +64,11 @@ def write_catalogue(path: Path, tracks: Sequence[Track], interactions: ArrayLike
     columns: dict[str, Any] = {
         name: [getattr(track, name) for track in tracks]
         for name in SCHEMA.names
-        if name not in ("genres", "attributes", "interactions")
+        if name not in ("genres", "attributes", "searched", "interactions")
     }
     columns["genres"] = [list(track.genres) for track in tracks]
     columns["attributes"] = [_json(row, track) for row, track in enumerate(tracks)]
+    columns["searched"] = [f"{line(track.title, track.artist)}\n" for track in tracks]
     columns["interactions"] = counts
     staged = path.with_name(f".{path.name}.part")
     pq.write_table(pa.table(columns, schema=SCHEMA), staged)
@@ -89,6 +93,9 @@ class SealedTracks:
     """tracks.parquet, read. Genres of a row are genres[genre_starts[row] : genre_starts[row + 1]]."""
 
     texts: dict[str, TextColumn]
+    rows: dict[str, int]
+    """Row of each track id."""
+    titles: Titles
     duration_s: NDArray[np.float64]
     """NaN where unknown."""
     explicit: NDArray[np.int8]
@@ -102,7 +109,7 @@ class SealedTracks:
         """Read the file at `path`; raises CatalogueError naming the column or row that is wrong."""
         table = _table(path)
         texts = {name: TextColumn(table[name]) for name in _TEXTS}
-        _check_ids(texts["track_id"].to_list(), str(path))
+        rows = _check_ids(texts["track_id"].to_list(), str(path))
         interactions = table["interactions"].to_numpy()
         if table["interactions"].null_count or (len(interactions) and interactions.min() < 0):
             row = next(i for i, n in enumerate(table["interactions"].to_pylist()) if n is None or n < 0)
@@ -113,6 +120,8 @@ class SealedTracks:
         explicit = table["explicit"].cast(pa.int8()).fill_null(-1)
         return cls(
             texts=texts,
+            rows=rows,
+            titles=Titles(*TextColumn(table["searched"]).joined()),
             duration_s=table["duration_s"].fill_null(np.nan).to_numpy(),
             explicit=explicit.to_numpy(),
             interactions=interactions.astype(np.int32),
@@ -189,17 +198,16 @@ def _fits(found: pa.DataType, wanted: pa.DataType) -> bool:
 
 
 def _lists(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], TextColumn]:
-    lengths = np.asarray([0 if value is None else value for value in _lengths(column)], dtype=np.int64)
+    lengths = pc.list_value_length(column).fill_null(0).cast(pa.int64()).to_numpy()
     values = pa.chunked_array([chunk.flatten() for chunk in column.chunks], pa.string())
     return np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths))), TextColumn(values)
 
 
-def _lengths(column: pa.ChunkedArray) -> list[int | None]:
-    lengths: list[int | None] = pc.list_value_length(column).to_pylist()
-    return lengths
-
-
-def _check_ids(ids: Sequence[str | None], where: str) -> None:
+def _check_ids(ids: Sequence[str | None], where: str) -> dict[str, int]:
+    """Return the row of each id; raises CatalogueError for an empty one and for one that stands twice."""
+    found = dict(zip(ids, range(len(ids)), strict=True))
+    if len(found) == len(ids) and "" not in found and None not in found:
+        return cast("dict[str, int]", found)
     seen: dict[str, int] = {}
     for row, track_id in enumerate(ids):
         if not track_id:
@@ -210,3 +218,4 @@ def _check_ids(ids: Sequence[str | None], where: str) -> None:
                 code="catalogue_row",
             )
         seen[track_id] = row
+    return seen

@@ -40,7 +40,7 @@ def checkup(release: Release) -> Iterator[Finding]:
     for name, look in _LOOKS.items():
         try:
             yield Finding(name, True, look(release))
-        except (DebutError, ValueError, OSError) as error:
+        except (DebutError, ValueError, EOFError, OSError) as error:
             yield Finding(name, False, error.detail if isinstance(error, DebutError) else str(error))
 
 

@@ -230,7 +230,7 @@ def _one(vector: ArrayLike) -> NDArray[Any]:
 def _mapped(path: Path) -> NDArray[np.float32]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise CollectionError(f"{path} cannot be read ({error}): publish again") from error
     if array.dtype != np.float32 or array.ndim != 2:
         raise CollectionError(f"{path} holds {array.dtype} {list(array.shape)}, not float32 [n, d]: publish again")

@@ -56,7 +56,7 @@ def read_marks(release: Release) -> NDArray[np.uint64]:
         return np.zeros(0, dtype=np.uint64)
     try:
         marks = np.load(release.file(MARKS), allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise FoldError(
             f"{release.path / MARKS} cannot be read ({error}): publish again", code="marks_damaged"
         ) from error

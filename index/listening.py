@@ -98,7 +98,7 @@ class Listening:
         try:
             names = pq.read_table(directory / "listeners.parquet", columns=["listener_id"])
             arrays = {name: _mapped(directory / f"{name}.npy", dtype) for name, dtype in ARRAYS.items()}
-        except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
+        except (OSError, ValueError, EOFError, KeyError, pa.ArrowInvalid) as error:
             raise AudienceError(f"{directory} cannot be read ({error}): publish again") from error
         found = cls(ids=TextColumn(names["listener_id"]), **arrays)
         found._check(directory)

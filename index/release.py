@@ -367,10 +367,13 @@ def _remove_abandoned(root: Path) -> None:
     for link in root.glob(f"{_LINKING}*"):
         link.unlink()
     for staging in root.glob(f"{_STAGING}*"):
-        descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue  # its publisher failed, and removed it in this instant
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(staging)
+            shutil.rmtree(staging, ignore_errors=True)
         except BlockingIOError:
             pass  # its publisher is alive
         finally:

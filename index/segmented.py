@@ -137,7 +137,7 @@ class SegmentedIndex:
             start = self._seal_at is not None and self._view.fresh.size >= self._seal_at and not self._seal_wanted
             self._seal_wanted |= start
         if start:
-            threading.Thread(target=self._seal_aside, name="seal", daemon=True).start()
+            self._start_sealing()
 
     def remove(self, rows: ArrayLike) -> int:
         """See VectorIndex.remove."""
@@ -179,10 +179,23 @@ class SegmentedIndex:
             made = [live, *self._made(rows, vectors, base)]
             return self._exchange(parts, list(range(len(parts))), made, began)
 
+    def _start_sealing(self) -> None:
+        """Seal in a thread of its own; what was added is there, whether a thread is to be had or not."""
+        try:
+            threading.Thread(target=self._seal_aside, name="seal", daemon=True).start()
+        except RuntimeError as error:
+            self._seal_wanted = False
+            _log.error("sealing could not start, and is tried again with the next vector: %s", error)
+
     def _seal_aside(self) -> None:
         try:
             self.seal()
-        except (OSError, RuntimeError, DebutError) as error:  # FAISS raises RuntimeError where it cannot write
+        except (
+            OSError,
+            RuntimeError,
+            MemoryError,
+            DebutError,
+        ) as error:  # FAISS raises RuntimeError where it cannot write
             _log.error("sealing failed, and is tried again after %s more vectors: %s", self._seal_at, error)
 
     def _frozen(self) -> tuple[Part, ...]:

@@ -1,5 +1,6 @@
 """FAISS files: the kinds of index that are written, and what is told of a file that is read."""
 
+import errno
 import os
 import zlib
 from pathlib import Path
@@ -72,15 +73,28 @@ def _new_index(kind: Kind, count: int, dims: int) -> Any:
 def save_index(path: Path, index: Any) -> None:
     """Write a FAISS index to `path`, whole or not at all, and after it which slots hold a vector.
 
-    FAISS reads its index and stops; who opens the file is spared a look at every vector.
+    FAISS reads its index and stops; who opens the file is spared a look at every vector. Raises OSError, and
+    RuntimeError where FAISS cannot write.
     """
     staged = path.with_name(f".{path.name}.part")
-    faiss.write_index(index, str(staged))
-    with staged.open("ab") as file:
-        file.write(_tail(present(stored_vectors(taken_apart(index, str(path))[2]))))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staged, path)
+    try:
+        faiss.write_index(index, str(staged))
+        _check_whole(staged)
+        with staged.open("ab") as file:
+            file.write(_tail(present(stored_vectors(taken_apart(index, str(path))[2]))))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staged, path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def _check_whole(path: Path) -> None:
+    """Raise OSError where the end of an index found no room: FAISS closes the file and says nothing."""
+    try:
+        mapped_index(path)
+    except SegmentError as error:
+        raise OSError(errno.ENOSPC, "no space left on device", str(path)) from error
 
 
 def mapped_index(path: Path) -> Any:

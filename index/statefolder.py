@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ class StateFolder:
         self._checksums = checksums
         for path in self._directory.iterdir():
             if path.name not in checksums and _OURS.fullmatch(path.name):
-                path.unlink()
+                with suppress(OSError):  # the new state is written: what stays is deleted with the next one
+                    path.unlink()
 
     def _next(self) -> int:
         self._number += 1

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 
@@ -33,6 +34,11 @@ class TextColumn:
         """Return all values."""
         values: list[str | None] = self._array.to_pylist()
         return values
+
+    def joined(self) -> tuple[str, NDArray[np.int64]]:
+        """Return all values, one behind the other, and how many characters each has, i64 [n]; 0 for null."""
+        lengths = pc.utf8_length(self._array).fill_null(0).cast(pa.int64()).to_numpy(zero_copy_only=False)
+        return str(self._data[self._offsets[0] : self._offsets[-1]], "utf-8"), lengths
 
     def encoded(self) -> tuple[NDArray[np.int64], list[str]]:
         """Return codes i64 [n], 0 for null, and the distinct values: code c is values[c - 1]."""

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from index.textcolumn import TextColumn
-
 Rows = NDArray[np.int64]
 
 _NOT_WORD = re.compile(r"[\W_]+")
@@ -40,23 +38,19 @@ def line(title: str | None, artist: str | None) -> str:
     return f" {fold(title)}\t {fold(artist)}"
 
 
-def lines(title: TextColumn, artist: TextColumn) -> list[str]:
-    """Return the lines of many tracks; what occurs often is folded once."""
-    folded = []
-    for column in (title, artist):
-        codes, values = column.encoded()
-        texts = ["", *map(fold, values)]
-        folded.append([texts[code] for code in codes.tolist()])
-    return [f" {one}\t {other}" for one, other in zip(*folded, strict=True)]
-
-
 class Titles:
     """The searchable text of many tracks in row order, as one string: scanned by the regex engine."""
 
-    def __init__(self, listed: Sequence[str]) -> None:
-        self._text = "\n".join(["", *listed, ""])
-        lengths = np.fromiter((len(text) + 1 for text in listed), np.int64, count=len(listed))
+    def __init__(self, text: str, lengths: NDArray[np.int64]) -> None:
+        """Take lines, each ended by a line feed, and how many characters each has with it, i64 [n]."""
+        self._text = f"\n{text}"
         self._starts: Rows = np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths)))
+
+    @classmethod
+    def of(cls, listed: Sequence[str]) -> "Titles":
+        """Take the lines themselves."""
+        lengths = np.fromiter((len(text) + 1 for text in listed), np.int64, count=len(listed))
+        return cls("".join(f"{text}\n" for text in listed), lengths)
 
     def search(self, query: str) -> tuple[Rows, NDArray[np.int8]]:
         """Return the rows i64 [n], ascending, in which each word of a folded `query` begins a word, and their

@@ -1,4 +1,4 @@
-"""python -m service: serve the current release until told to stop; or fold the ledger into it."""
+"""python -m service: serve the current release until told to stop, and the verbs of whoever looks after that."""
 
 import os
 
@@ -18,20 +18,33 @@ import uvicorn
 from fastapi import FastAPI
 
 from index.errors import DebutError
-from service import logs
+from service import check, logs
 from service.app import create_app
+from service.bulk import command as bulk
+from service.connection import Connection
 from service.folding import fold_ledger
+from service.keys import SCOPES, new_key
 from service.settings import Settings, SettingsError, load_settings
 
 CANNOT_START = 2
 
 
 def main() -> int:
-    """Do what the arguments say; return the exit code: 0 when done, 2 (a sentence on stderr) if it cannot be."""
+    """Do what the arguments say; return the exit code: 0 when done, 2 (a sentence on stderr) if it cannot be.
+
+    `check` and `ingest` return 1 when what they looked at, or sent, is not all well.
+    """
     arguments = _arguments().parse_args()
     _on_signals(_leave)
     _on_hangup(_nothing)
     try:
+        if arguments.verb == "key":  # before the settings: they may be waiting for a key
+            _make_key(arguments.name, arguments.scope)
+            return 0
+        if arguments.verb == "ingest":
+            return bulk.run(arguments)
+        if arguments.verb == "check":
+            return check.run()
         settings = load_settings()
         logs.configure(settings.log_level)
         if arguments.verb == "fold":
@@ -51,7 +64,17 @@ def _arguments() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb")
     verbs.add_parser("serve", help="serve the current release (what is done without a verb)")
     verbs.add_parser("fold", help="publish the current release with the ledger's tracks folded in; a service may run")
+    key = verbs.add_parser("key", help="make an API key, shown this once, and its line for DEBUT_KEYS_FILE")
+    key.add_argument("name", help="whose it is: the log names it")
+    key.add_argument("--scope", choices=SCOPES, required=True, help="what it is good for")
+    verbs.add_parser("check", help="look whether the service can start here, and will last")
+    bulk.add_arguments(verbs.add_parser("ingest", help="send a folder of recordings, or a CSV file's, to a service"))
     return parser
+
+
+def _make_key(name: str, scope: str) -> None:
+    key, line = new_key(name, scope)
+    _say(f"The key, shown this once: {key}\nThe line for the file that DEBUT_KEYS_FILE names: {line}")
 
 
 def _fold(settings: Settings) -> None:
@@ -101,7 +124,7 @@ def _serve(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=Connection,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -10,12 +10,17 @@ from fastapi import FastAPI
 
 from index.release import pointer
 from service import openapi, problems
+from service.idempotency import Answers
 from service.ingest import Ingest
+from service.jobs import Jobs
+from service.keys import KeyRing
 from service.ledger import Ledger
 from service.ledger_sqlite import SqliteLedger
+from service.limits import Queue
 from service.metrics import Metrics
 from service.requests import RequestScope
-from service.routes import audience, health, playlists, tracks
+from service.routes import audience, health, ingests, playlists, tracks
+from service.security import Gate
 from service.serving import Current, Serving
 from service.settings import Settings
 from service.swap import Swapper, trim
@@ -42,6 +47,7 @@ class Service:
         Raises DebutError (ReleaseError, LedgerError, ...) when it cannot be served.
         """
         self.settings = settings
+        self.keys = KeyRing(settings.keys_file) if settings.keys_file else None
         self.metrics = Metrics()
         opened = pointer(settings.releases)  # before it is followed: what is published from here on is noticed
         serving = Serving.open(settings)
@@ -55,9 +61,11 @@ class Service:
             raise
         self.current = Current(serving)
         self.ingest = Ingest(self.current, self.ledger, settings, self.metrics)
+        self.jobs, self.answers = Jobs(self.metrics), Answers()
         self.swapper = Swapper(self.current, self.ledger, settings, self.metrics, opened)
         self.searches = ThreadPoolExecutor(settings.search_threads, thread_name_prefix="search")
-        self.metrics.watch(lambda: len(self.serving.collection.continuation), lambda: len(self.ledger))
+        self.search_queue = Queue(settings.search_queue)
+        self.metrics.watch(lambda: self.serving.collection.view(), lambda: len(self.ledger))
         self.metrics.build.labels(VERSION).set(1)
 
     @property
@@ -83,6 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
         try:
             yield
         finally:
+            await service.jobs.close(settings.shutdown_s)
             service.close()
 
     app = FastAPI(
@@ -96,9 +105,10 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry=_NO_TELEMETRY,
     )
     app.state.service = service
-    for router in (tracks.router, playlists.router, audience.router, health.router):
+    for router in (tracks.router, ingests.router, playlists.router, audience.router, health.router):
         app.include_router(router)
     problems.install(app)
     openapi.install(app)
+    app.add_middleware(Gate, settings=settings, keys=service.keys)
     app.add_middleware(RequestScope, metrics=service.metrics)
     return app

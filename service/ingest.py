@@ -15,7 +15,8 @@ from index.features import quantise
 from index.tracks import Track
 from service.decode.pool import Decoding
 from service.decode.wire import Heard
-from service.ledger import Ledger, TrackAdded, TrackRemoved
+from service.duplicates import Near, nearest_sound
+from service.ledger import Embedding, Ledger, TrackAdded, TrackRemoved
 from service.ledger_records import PackedFeatures
 from service.metrics import Metrics, Stopwatch
 from service.problems import Problem
@@ -35,6 +36,8 @@ class Ingested:
     outcome: Literal["created", "replaced", "unchanged"]
     recording: Heard | None
     release_id: str
+    near: Near | None = None
+    """The track that it may be another copy of, among those that were here when it came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +126,17 @@ class Ingest:
             analysed = analysed or self._analyse(upload, watch)
             with watch.stage("encode"):
                 embedding = serving.embed(analysed.track, analysed.recording.log_mel)
+            near = self._near(serving, analysed.track.track_id, embedding)
             event = TrackAdded(analysed.track, upload.content_sha256, analysed.features, embedding, _now())
             if (cold := self._commit(serving, event, watch)) is not None:
                 outcome: Literal["created", "replaced"] = "created" if old is None else "replaced"
-                return Ingested(analysed.track, cold, outcome, analysed.recording, serving.release.id)
+                return Ingested(analysed.track, cold, outcome, analysed.recording, serving.release.id, near)
+
+    def _near(self, serving: Serving, track_id: str, embedding: Embedding) -> Near | None:
+        audio, at_least = embedding.vectors.audio, self._settings.duplicate_similarity
+        if audio is None or at_least >= 1:
+            return None
+        return nearest_sound(serving.collection.view(), audio, track_id, at_least)
 
     def _commit(self, serving: Serving, event: TrackAdded, watch: Stopwatch) -> bool | None:
         """Write the event down and index it; return whether the track is cold, None if `serving` is served no more."""

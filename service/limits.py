@@ -1,5 +1,8 @@
 """Limits that an operator sets: a request beyond one is refused, naming the setting that moves it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from service.problems import Problem
 from service.schemas import ContinueRequest, TrackMetadata
 from service.settings import Settings
@@ -42,3 +45,26 @@ def check_continue(request: ContinueRequest, settings: Settings) -> None:
     within(settings, "max_seeds", "negatives", len(request.negatives), "ids")
     within(settings, "max_exclude", "exclude", len(request.exclude), "ids")
     within(settings, "max_k", "k", request.k, "tracks")
+    for name in ("languages", "genres", "artists"):
+        values = getattr(request.filters, name) or ()
+        within(settings, "max_filter_values", f"filters.{name}", len(values), "values")
+        for text in values:
+            within(settings, "max_text_chars", f"filters.{name}", len(text), "characters")
+
+
+class Queue:
+    """Places for as much as may be in hand at once; to be used by one event loop."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.taken = size, 0
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold a place. Raises Problem `busy` when there is none."""
+        if self.taken >= self.size:
+            raise Problem("busy", f"{self.taken} searches are in hand already: try again soon.", setting="search_queue")
+        self.taken += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1

@@ -15,6 +15,8 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST as CONTENT_TYPE
 
+from index.collection import CollectionView
+
 __all__ = ["CONTENT_TYPE", "Metrics", "Stopwatch"]
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # when each series began: nobody asks for it
@@ -61,7 +63,16 @@ class Metrics:
             ("reason",),
             registry=registry,
         )
+        self.ingest_jobs = Gauge(
+            "debut_ingest_jobs", "Uploads answered with 202 that are not over yet.", registry=registry
+        )
         self.tracks = Gauge("debut_index_vectors", "Tracks that can be recommended.", registry=registry)
+        self.fresh = Gauge(
+            "debut_index_fresh_vectors", "Tracks beside those of the release, searched exactly.", registry=registry
+        )
+        self.tombstones = Gauge(
+            "debut_index_tombstones", "Rows of tracks taken down or replaced, until the next fold.", registry=registry
+        )
         self.ledger_events = Gauge("debut_ledger_events", "Events in the ledger.", registry=registry)
         self.release = Gauge(
             "debut_release_info", "The release being served.", ("release", "encoder"), registry=registry
@@ -74,9 +85,11 @@ class Metrics:
         )
         self.build = Gauge("debut_build_info", "The running version.", ("version",), registry=registry)
 
-    def watch(self, tracks: Callable[[], float], ledger_events: Callable[[], float]) -> None:
-        """Read these two figures whenever the metrics are asked for."""
-        self.tracks.set_function(tracks)
+    def watch(self, view: Callable[[], CollectionView], ledger_events: Callable[[], float]) -> None:
+        """Read these figures whenever the metrics are asked for."""
+        self.tracks.set_function(lambda: len(view().continuation))
+        self.fresh.set_function(lambda: len(view().audio.fresh))
+        self.tombstones.set_function(lambda: (now := view().catalogue).size - len(now))
         self.ledger_events.set_function(ledger_events)
 
     def show_release(self, release: str, encoder: str) -> None:
@@ -95,11 +108,13 @@ class Stopwatch:
     def __init__(self) -> None:
         self.started = time.perf_counter()
         self.seconds: dict[str, float] = {}
+        self.current: str | None = None
+        """The stage that began last."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage; a stage that fails is not noted."""
-        started = time.perf_counter()
+        started, self.current = time.perf_counter(), name
         yield
         self.seconds[name] = time.perf_counter() - started
 

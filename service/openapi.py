@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
+from service import security
 from service.problems import KINDS, MEDIA_TYPE, TYPE_PREFIX
 from service.schemas import ContinueRequest, ProblemDocument, TrackMetadata
 
@@ -14,6 +15,8 @@ DESCRIPTION = (
 )
 
 _REFERENCE = "#/components/schemas/{model}"
+_EVERYWHERE = ("too_many_connections", "internal")
+_BEHIND_THE_GATE = ("unauthorized", "forbidden", "cross_site", "unknown_host")
 _READ_BY_HAND = (ContinueRequest, TrackMetadata, ProblemDocument)
 
 
@@ -22,10 +25,10 @@ def reference(model: type) -> dict[str, str]:
     return {"$ref": _REFERENCE.format(model=model.__name__)}
 
 
-def failures(*codes: str) -> dict[int | str, dict[str, Any]]:
-    """Return the `responses` of a route that may fail with these codes (or `internal`, as all may)."""
+def failures(*codes: str, to_anybody: bool = False) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route that may fail with these codes, or as all may; `to_anybody`: without a key."""
     by_status: dict[int | str, dict[str, Any]] = {}
-    for code in (*codes, "internal"):
+    for code in (*codes, *(() if to_anybody else _BEHIND_THE_GATE), *_EVERYWHERE):
         kind = KINDS[code]
         answer = by_status.setdefault(
             kind.status,
@@ -58,6 +61,7 @@ def install(app: FastAPI) -> None:
             _, extra = models_json_schema([(model, "validation") for model in _READ_BY_HAND], ref_template=_REFERENCE)
             schema["components"]["schemas"].update(extra["$defs"])
             _drop_foreign_errors(schema)
+            security.describe(schema)
             app.openapi_schema = schema
         return app.openapi_schema
 

@@ -17,6 +17,11 @@ from service.settings import variable
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:debut:problem:"
 RETRY_AFTER_S = 1
+MOST_ERRORS = 20
+"""Fields that one answer names, so that no answer is much larger than the request."""
+
+MOST_CHARS = 200
+"""Characters of a field's name, or of what is wrong with it, in an answer."""
 
 
 class Kind(NamedTuple):
@@ -27,19 +32,28 @@ class Kind(NamedTuple):
 
 
 KINDS: dict[str, Kind] = {
+    "bad_http": Kind(400, "The request is not HTTP"),
     "bad_json": Kind(400, "The body is not JSON"),
     "bad_multipart": Kind(400, "The multipart body cannot be read"),
+    "unauthorized": Kind(401, "An API key is needed"),
+    "forbidden": Kind(403, "The API key does not reach this far"),
+    "cross_site": Kind(403, "The request comes from another web site's page"),
     "not_found": Kind(404, "There is nothing at this path"),
     "unknown_track": Kind(404, "No such track"),
+    "unknown_ingest": Kind(404, "No such ingest"),
     "method_not_allowed": Kind(405, "This path does not take this method"),
+    "header_timeout": Kind(408, "The request took too long"),
+    "body_timeout": Kind(408, "The body took too long"),
     "upload_timeout": Kind(408, "The upload took too long"),
     "track_exists": Kind(409, "Another track has this id"),
+    "cursor_outdated": Kind(409, "The cursor is of another release"),
     "audience_missing": Kind(409, "This release knows no listeners"),
     "audience_no_neighbours": Kind(409, "No similar track has listeners"),
     "audience_unplaced": Kind(409, "The track has no place among audiences"),
     "too_large": Kind(413, "The body is too large"),
     "unsupported_media_type": Kind(415, "This kind of body is not taken"),
     "not_audio": Kind(415, "The upload is not audio"),
+    "unknown_host": Kind(421, "This service has another name"),
     "audio_undecodable": Kind(422, "The audio cannot be decoded"),
     "audio_truncated": Kind(422, "The audio ends early"),
     "audio_empty": Kind(422, "The upload is empty"),
@@ -48,10 +62,14 @@ KINDS: dict[str, Kind] = {
     "audio_too_long": Kind(422, "The audio is too long"),
     "audio_no_stream": Kind(422, "The file holds no audio"),
     "decode_failed": Kind(422, "Decoding the audio was given up"),
+    "idempotency_mismatch": Kind(422, "The key was sent with another upload"),
     "invalid_request": Kind(422, "The request does not fit"),
     "missing_part": Kind(422, "A part of the upload is missing"),
     "unknown_seeds": Kind(422, "No seed is known"),
+    "headers_too_large": Kind(431, "The headers are too large"),
     "internal": Kind(500, "Something broke on our side"),
+    "too_many_connections": Kind(503, "Too many connections at once"),
+    "busy": Kind(503, "Too many searches at once"),
     "queue_full": Kind(503, "Too many uploads at once"),
     "index_unavailable": Kind(503, "The vector index does not answer"),
     "ledger_unwritable": Kind(503, "The ledger cannot be written"),
@@ -100,21 +118,21 @@ def invalid(errors: Sequence[Mapping[str, Any]], where: str = "") -> Problem:
 
     `where` says what was looked at ("metadata", "body"); it is put before each field's name.
     """
-    fields = [{"field": _field(e["loc"], where), "message": _message(e)} for e in errors]
+    fields = [{"field": _field(e["loc"], where), "message": _message(e)} for e in errors[:MOST_ERRORS]]
     detail = "; ".join(f"{f['field']}: {f['message']}" for f in fields[:5])
-    more = f"; and {len(fields) - 5} more" if len(fields) > 5 else ""
+    more = f"; and {len(errors) - 5} more" if len(errors) > 5 else ""
     return Problem("invalid_request", f"{detail}{more}.", errors=fields)
 
 
 def _field(loc: Sequence[int | str], where: str) -> str:
-    return ".".join(str(part) for part in ([where] if where else []) + list(loc)) or "body"
+    return ".".join(str(part) for part in ([where] if where else []) + list(loc))[:MOST_CHARS] or "body"
 
 
 def _message(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         return "is not a known field"
     message = str(error["msg"]).removeprefix("Value error, ").rstrip(".")
-    return message[:1].lower() + message[1:]
+    return message[:1].lower() + message[1:MOST_CHARS]
 
 
 def document(problem: Problem, request_id: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Seeds -> candidates -> filters -> diversity -> because: the continuation of a playlist."""
 
-from collections import Counter, defaultdict
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from index.catalogue import CatalogueView, Filters
 from index.collection import CollectionView
-from index.titles import fold
+from service import cursor
+from service.choice import choose
 from service.problems import Problem
-from service.schemas import ContinueRequest, FilterRequest
+from service.schemas import CAPS, ContinueRequest, FilterRequest
 
 NEGATIVE_WEIGHT = 0.5
 """How much the negatives' mean counts against the seeds' (Rocchio's feedback with beta 1, gamma 0.5)."""
@@ -34,8 +35,10 @@ class Taste:
     seed_vectors: Vectors
     query: Vectors
     """f32 [d]: the mean of the seeds' unit vectors, less half that of the negatives."""
+    shown: Rows
+    """Rows that earlier pages returned."""
     hidden: Rows
-    """Rows that are not returned: seeds, negatives, excluded ones. Ascending."""
+    """Rows that are not returned: seeds, negatives, excluded and shown ones. Ascending."""
     unknown: list[str]
 
 
@@ -44,19 +47,34 @@ def continue_playlist(view: CollectionView, request: ContinueRequest, audio_shar
 
     score(candidate) = mean over seeds of seed . candidate, both unit vectors (LARP, equation 12); equal
     scores are ordered by row, so the same request on the same state has the same answer. Raises Problem
-    `unknown_seeds`. `audio_share` is the encoder's: `because` weighs audio and text as the vectors do.
+    `unknown_seeds`, and those of `service.cursor.read`. `audio_share` is the encoder's: `because` weighs audio and
+    text as the vectors do.
     """
-    taste = _taste(view, request)
-    rows, scores = _ranked(view, request, taste)
+    shown = cursor.read(request, view)
+    taste = _taste(view, request, shown)
+    rows, scores, relaxed = _filled(view, request, taste)
     reasons = _because(view, taste, rows, audio_share) if request.explain else [None] * len(rows)
     tracks = [
         _recommended(view, row, score, because)
         for row, score, because in zip(rows.tolist(), scores.tolist(), reasons, strict=True)
     ]
-    return {"tracks": tracks, "unknown_seeds": taste.unknown, "release": view.release_id}
+    return {
+        "tracks": tracks,
+        "unknown_seeds": taste.unknown,
+        "relaxed": relaxed,
+        "release": view.release_id,
+        "cursor": _next(view, request, shown, tracks),
+    }
 
 
-def _taste(view: CollectionView, request: ContinueRequest) -> Taste:
+def _next(view: CollectionView, request: ContinueRequest, shown: list[str], tracks: list[dict[str, Any]]) -> str | None:
+    """Return the cursor of the next page; None when there is none, for this one is not full."""
+    if len(tracks) < request.k:
+        return None
+    return cursor.write(request, view, [*shown, *(track["track_id"] for track in tracks)])
+
+
+def _taste(view: CollectionView, request: ContinueRequest, shown_ids: list[str]) -> Taste:
     seeds, unknown = _rows(view, request.seeds)
     if not len(seeds):
         raise Problem(
@@ -65,13 +83,18 @@ def _taste(view: CollectionView, request: ContinueRequest) -> Taste:
             "finds ids by title and artist.",
         )
     negatives, unknown_negatives = _rows(view, request.negatives)
-    excluded = [row for track_id in request.exclude if (row := view.catalogue.row_of(track_id)) is not None]
+    excluded, shown = (_live(view, ids) for ids in (request.exclude, shown_ids))
     vectors = view.continuation.vectors(seeds)
     query = vectors.mean(axis=0, dtype=np.float64)
     if len(negatives):
         query -= NEGATIVE_WEIGHT * view.continuation.vectors(negatives).mean(axis=0, dtype=np.float64)
-    hidden = np.unique(np.concatenate((seeds, negatives, np.array(excluded, dtype=np.int64))))
-    return Taste(seeds, vectors, query.astype(np.float32), hidden, unknown + unknown_negatives)
+    hidden = np.unique(np.concatenate((seeds, negatives, excluded, shown)))
+    return Taste(seeds, vectors, query.astype(np.float32), shown, hidden, unknown + unknown_negatives)
+
+
+def _live(view: CollectionView, ids: Sequence[str]) -> Rows:
+    """Return the rows of those `ids` that are here."""
+    return np.array([row for track_id in ids if (row := view.catalogue.row_of(track_id)) is not None], dtype=np.int64)
 
 
 def _rows(view: CollectionView, ids: Sequence[str]) -> tuple[Rows, list[str]]:
@@ -83,6 +106,41 @@ def _rows(view: CollectionView, ids: Sequence[str]) -> tuple[Rows, list[str]]:
     return rows[comparable], [track_id for track_id, row in found.items() if row not in kept]
 
 
+def _filled(view: CollectionView, request: ContinueRequest, taste: Taste) -> tuple[Rows, Vectors, list[str]]:
+    """Return rows, their scores, and the constraints that had to give, one after the other, until there are k rows.
+
+    What keeps all constraints comes first. A constraint that gave without bringing anything gave too: the next one was
+    lifted on top of it.
+    """
+    rows, scores = _ranked(view, request, taste)
+    relaxed: list[str] = []
+    for name in request.relax:
+        if len(rows) >= request.k:
+            break
+        if not _lift(request, name):
+            continue
+        relaxed.append(name)
+        lifted = request.model_copy(update={"k": request.k - len(rows), **_without(request, relaxed)})
+        shown = np.concatenate((taste.shown, rows))
+        rest = dataclasses.replace(taste, shown=shown, hidden=np.union1d(taste.hidden, rows))
+        more, their = _ranked(view, lifted, rest)
+        rows, scores = np.concatenate((rows, more)), np.concatenate((scores, their))
+    return rows, scores, relaxed
+
+
+def _lift(request: ContinueRequest, name: str) -> bool:
+    """Whether the request has a constraint of this name, that can be lifted."""
+    of = request if name in CAPS else request.filters
+    return bool(getattr(of, name))
+
+
+def _without(request: ContinueRequest, names: Sequence[str]) -> dict[str, Any]:
+    """Return the request's fields that are others without the constraints `names`."""
+    unset = {name: FilterRequest.model_fields[name].default for name in names if name not in CAPS}
+    caps: dict[str, Any] = dict.fromkeys(name for name in names if name in CAPS)
+    return {**caps, "filters": request.filters.model_copy(update=unset)}
+
+
 def _ranked(view: CollectionView, request: ContinueRequest, taste: Taste) -> tuple[Rows, Vectors]:
     """Return the best rows and their scores; looks at more candidates until enough pass the caps."""
     choosing = request.diversity > 0 or request.max_per_artist or request.max_per_album
@@ -90,7 +148,7 @@ def _ranked(view: CollectionView, request: ContinueRequest, taste: Taste) -> tup
     allowed = _allowed(view, request.filters, taste.hidden)
     while True:
         rows, scores = _candidates(view, taste, wanted, allowed)
-        chosen = _choose(view, request, rows, scores) if choosing else np.arange(min(request.k, len(rows)))
+        chosen = choose(view, request, rows, scores, taste.shown) if choosing else np.arange(min(request.k, len(rows)))
         if len(chosen) == request.k or len(rows) < wanted:
             return rows[chosen], scores[chosen]
         wanted *= POOL
@@ -122,62 +180,6 @@ def _candidates(
     scores, rows = view.continuation.search(taste.query, fetched, allowed)
     keep = (rows[0] >= 0) & ~np.isin(rows[0], taste.hidden)
     return rows[0][keep][:wanted], scores[0][keep][:wanted]
-
-
-def _choose(view: CollectionView, request: ContinueRequest, rows: Rows, scores: Vectors) -> Rows:
-    """Return places in `rows`, in the order to return them: at most k, within the caps.
-
-    Each step takes the candidate with the largest (1 - diversity) score - diversity max(similarity to what
-    was taken): maximal marginal relevance (Carbonell and Goldstein, 1998). With diversity 0 that is the order
-    of the scores.
-    """
-    caps = _Caps(view, request, rows)
-    if request.diversity == 0:
-        return np.array([place for place in range(len(rows)) if caps.take(place)][: request.k], dtype=np.int64)
-    vectors = view.continuation.vectors(rows)
-    worth = (1 - request.diversity) * scores.astype(np.float64)
-    nearest = np.zeros(len(rows))  # nothing is taken yet: the first choice is the best score
-    taken: list[int] = []
-    while len(taken) < request.k and np.isfinite(worth).any():
-        place = int(np.argmax(worth - request.diversity * nearest))
-        caps.take(place)
-        taken.append(place)
-        similarity = vectors @ vectors[place]
-        nearest = similarity if len(taken) == 1 else np.maximum(nearest, similarity)
-        worth[place] = -np.inf
-        worth[caps.filled_by(place)] = -np.inf  # all at once: a turn each would be quadratic in the catalogue
-    return np.array(taken, dtype=np.int64)
-
-
-class _Caps:
-    """How many tracks of one artist or album may be taken; those without one are not counted."""
-
-    def __init__(self, view: CollectionView, request: ContinueRequest, rows: Rows) -> None:
-        self._taken: Counter[tuple[object, ...]] = Counter()
-        artists = view.catalogue.columns.artists[rows].tolist()
-        self._groups: list[list[tuple[tuple[object, ...], int]]] = [[] for _ in artists]
-        self._members: defaultdict[tuple[object, ...], list[int]] = defaultdict(list)
-        for place, (row, artist) in enumerate(zip(rows.tolist(), artists, strict=True)):
-            if request.max_per_artist and artist:
-                self._groups[place].append((("artist", artist), request.max_per_artist))
-            if request.max_per_album and (album := fold(view.catalogue.track(row).album)):
-                self._groups[place].append((("album", artist, album), request.max_per_album))
-
-        for place, groups in enumerate(self._groups):
-            for group, _ in groups:
-                self._members[group].append(place)
-
-    def filled_by(self, place: int) -> list[int]:
-        """Return the places of the groups of `place` that have no room left."""
-        full = [group for group, most in self._groups[place] if self._taken[group] >= most]
-        return [member for group in full for member in self._members[group]]
-
-    def take(self, place: int) -> bool:
-        """Count the candidate at `place` if its artist and album have room; return whether they have."""
-        if any(self._taken[group] >= most for group, most in self._groups[place]):
-            return False
-        self._taken.update(group for group, _ in self._groups[place])
-        return True
 
 
 def _because(view: CollectionView, taste: Taste, rows: Rows, share: float) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import Metrics
 from service.problems import Problem, response, route_of
+from service.security import protect
 
 HEADER = b"x-request-id"
 _SANE = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -47,7 +48,7 @@ class RequestScope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (HEADER, request_id.encode())]
+                message["headers"] = [*protect(message.get("headers", ())), (HEADER, request_id.encode())]
             await send(message)
 
         try:
@@ -66,6 +67,8 @@ class RequestScope:
         route = route_of(scope) or "unmatched"
         self.metrics.request_seconds.labels(route, scope["method"], str(status)).observe(seconds)
         line: dict[str, Any] = {"method": scope["method"], "route": route, "status": status}
+        if key := scope["state"].get("key"):
+            line["key"] = key
         write = log.debug if scope["path"] in _QUIET and status < 400 else log.info
         write("request", **line, path=scope["path"], ms=round(seconds * 1e3, 2))
 

@@ -3,11 +3,13 @@
 import re
 import unicodedata
 from datetime import date
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 # C0 and C1 control characters; lyrics may hold the first three.
+_MOST_MARKS = 30
+_MARKS_IN_DISGUISE = "\u0f73\u0f75\u0f81"  # of combining class 0, but made of marks alone
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CONTROL_IN_LYRICS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
@@ -21,7 +23,22 @@ def _refuse_control(value: str, pattern: re.Pattern[str]) -> str:
 
 def _text(value: str) -> str:
     """Normalise to NFC, so that the same words are the same bytes whoever typed them."""
-    return unicodedata.normalize("NFC", _refuse_control(_encodable(value), _CONTROL))
+    return _composed(_refuse_control(_encodable(value), _CONTROL))
+
+
+def _composed(value: str) -> str:
+    """Return NFC; refuse longer runs of combining marks than any language writes (UAX #15, Stream-Safe Text).
+
+    Sorting such a run takes time in the square of its length: a megabyte of accents would hold a core for minutes.
+    """
+    if value.isascii():
+        return value
+    run = 0
+    for character in value:
+        run = run + 1 if unicodedata.combining(character) or character in _MARKS_IN_DISGUISE else 0
+        if run > _MOST_MARKS:
+            raise ValueError(f"holds more than {_MOST_MARKS} combining marks in a row")
+    return unicodedata.normalize("NFC", value)
 
 
 def _encodable(value: str) -> str:
@@ -33,7 +50,7 @@ def _encodable(value: str) -> str:
 
 
 def _lyrics(value: str) -> str:
-    return unicodedata.normalize("NFC", _refuse_control(_encodable(value), _CONTROL_IN_LYRICS))
+    return _composed(_refuse_control(_encodable(value), _CONTROL_IN_LYRICS))
 
 
 def _track_id(value: str) -> str:
@@ -74,7 +91,13 @@ IsoDate = Annotated[str, AfterValidator(_iso_date)]
 Language = Annotated[str, AfterValidator(_language)]
 Lyrics = Annotated[str, AfterValidator(_lyrics)]
 Isrc = Annotated[str, AfterValidator(_isrc)]
+Texts = Annotated[list[Text], Field(fail_fast=True)]
+"""One mistake is named, not a million."""
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+Ids = Annotated[list[str], Field(fail_fast=True)]
 
 
 class _Request(BaseModel):
@@ -111,12 +134,12 @@ class TrackMetadata(_Request):
     artist: Text | None = None
     album: Text | None = None
     language: Language | None = Field(default=None, description="ISO 639 code.")
-    genres: list[Text] = Field(default_factory=list)
+    genres: Texts = Field(default_factory=list)
     release_date: IsoDate | None = Field(default=None, description="YYYY-MM-DD, or as much as is known.")
     explicit: bool | None = None
     isrc: Isrc | None = None
     lyrics: Lyrics | None = None
-    attributes: dict[Text, Text | Finite | list[Text]] = Field(
+    attributes: dict[Text, Text | Finite | Texts] = Field(
         default_factory=dict, description="Further fields that the release's matcher was trained with."
     )
 
@@ -128,12 +151,20 @@ class FilterRequest(_Request):
         default=None,
         description="true: only tracks marked explicit; false: none of them (unmarked pass).",
     )
-    languages: list[Language] | None = None
-    genres: list[Text] | None = Field(default=None, description="At least one of them.")
-    artists: list[Text] | None = None
+    languages: Annotated[list[Language], Field(fail_fast=True)] | None = None
+    genres: Texts | None = Field(default=None, description="At least one of them.")
+    artists: Texts | None = None
     released_from: IsoDate | None = Field(default=None, description="YYYY, YYYY-MM or YYYY-MM-DD.")
     released_to: IsoDate | None = Field(default=None, description="That year, month or day is still in.")
     only_cold: bool = Field(default=False, description="Only tracks that nobody has listened to yet.")
+
+
+CAPS = ("max_per_artist", "max_per_album")
+
+# Not `explicit`, `exclude` or `negatives`: those are never lifted.
+Relaxable = Literal[
+    "max_per_artist", "max_per_album", "languages", "genres", "artists", "released_from", "released_to", "only_cold"
+]
 
 
 class ContinueRequest(_Request):
@@ -156,10 +187,10 @@ class ContinueRequest(_Request):
         },
     )
 
-    seeds: list[str] = Field(min_length=1, description="Ids of the playlist's tracks; order does not matter.")
+    seeds: Ids = Field(min_length=1, description="Ids of the playlist's tracks; order does not matter.")
     k: int = Field(default=20, ge=1, description="How many tracks to return at most.")
-    exclude: list[str] = Field(default_factory=list, description="Ids that are not returned.")
-    negatives: list[str] = Field(
+    exclude: Ids = Field(default_factory=list, description="Ids that are not returned.")
+    negatives: Ids = Field(
         default_factory=list,
         description="Ids to stay away from: half their mean vector is subtracted; not returned either.",
     )
@@ -172,7 +203,17 @@ class ContinueRequest(_Request):
     )
     max_per_artist: int | None = Field(default=None, ge=1)
     max_per_album: int | None = Field(default=None, ge=1)
+    relax: list[Relaxable] = Field(
+        default_factory=list,
+        max_length=16,
+        description="What may be lifted, in this order, one after the other, when fewer than k tracks are left; they "
+        "come after those that keep everything. Without it the answer is shorter.",
+    )
     explain: bool = Field(default=False, description="Say which seed brought each track, and how.")
+    cursor: str | None = Field(
+        default=None,
+        description="The last answer's `cursor`: go on behind it. All else but k and explain must be as it was.",
+    )
 
 
 class Because(BaseModel):
@@ -206,7 +247,12 @@ class ContinueResponse(BaseModel):
 
     tracks: list[Recommended]
     unknown_seeds: list[str] = Field(description="Seeds (and negatives) that no track here has as its id.")
+    relaxed: list[str] = Field(description="Constraints of `relax` that had to give, in that order.")
     release: str
+    cursor: str | None = Field(
+        description="Send it with the same request for what comes next; no track is returned twice, whatever is taken "
+        "in or down meanwhile. null at the end. It belongs to `release`: with another it is a 409."
+    )
 
 
 class TrackDocument(BaseModel):
@@ -226,6 +272,13 @@ class TrackDocument(BaseModel):
     cold: bool
 
 
+class NearDuplicate(BaseModel):
+    """A track that was here already and sounds the same, or nearly."""
+
+    track_id: str
+    similarity: float = Field(description="Cosine of the two tracks' audio vectors.")
+
+
 class Quality(BaseModel):
     """What the upload turned out to be."""
 
@@ -234,6 +287,10 @@ class Quality(BaseModel):
     container: str
     codec: str
     sample_rate: int
+    silence: float = Field(description="Part of those windows, 0 to 1, in which there is nothing to hear.")
+    near_duplicate: NearDuplicate | None = Field(
+        description="The track that sounds most like this one, if it may be the same recording; it was taken in anyway."
+    )
 
 
 class IngestResponse(BaseModel):
@@ -247,6 +304,32 @@ class IngestResponse(BaseModel):
     quality: Quality | None = Field(description="null when `outcome` is `unchanged`.")
     timings_ms: dict[str, float] = Field(description="By stage: receive, decode, features, encode, ledger, index.")
     freshness_ms: float = Field(description="From the first byte of the upload until it could be recommended.")
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    instance: str
+    setting: str | None = Field(default=None, description="The setting that moves the limit that was hit.")
+    errors: list[dict[str, str]] | None = Field(default=None, description="What is wrong, field by field.")
+
+
+class IngestStatus(BaseModel):
+    """Where an ingest is that was answered with 202."""
+
+    id: str
+    state: str = Field(description="`queued`, `running`, `done` or `failed`.")
+    stage: str | None = Field(description="While it runs: decode, features, encode, ledger or index.")
+    track_id: str
+    created: str = Field(description="ISO 8601, UTC; so is `ended`.")
+    ended: str | None
+    result: IngestResponse | None = Field(description="Once it is `done`: what a 201 (or 200) would have said.")
+    problem: ProblemDocument | None = Field(description="Once it has `failed`: why.")
 
 
 class SearchResponse(BaseModel):
@@ -313,16 +396,3 @@ class AudienceResponse(BaseModel):
     overlaps: list[OverlapDocument] = Field(description="Every two clusters that somebody is between.")
     neighbours: list[NeighbourDocument]
     release: str
-
-
-class ProblemDocument(BaseModel):
-    """RFC 9457."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    instance: str
-    setting: str | None = Field(default=None, description="The setting that moves the limit that was hit.")
-    errors: list[dict[str, str]] | None = Field(default=None, description="What is wrong, field by field.")

@@ -31,9 +31,15 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    allow_public: bool = Field(
-        default=False,
-        description="Allow an address that other machines reach: there are no API keys yet.",
+    keys_file: Path | None = Field(
+        default=None, description="File of API keys, made by `python -m service key`; without it there are none."
+    )
+    allow_anonymous: bool = Field(
+        default=False, description="Without API keys, listen where other machines reach the service all the same."
+    )
+    hosts: str | None = Field(
+        default=None,
+        description="Names by which clients may call the service, comma-separated; without API keys loopback's alone.",
     )
     releases: Path = Field(
         default=Path("var/releases"),
@@ -58,6 +64,17 @@ class Settings(BaseSettings):
         default=None, description="File with Milvus's `user:password` or API key; without it none is sent."
     )
 
+    max_connections: Count = Field(default=512, description="Connections open at once; one more is a 503.")
+    max_header_bytes: Count = Field(
+        default=64 * 2**10,
+        description="Largest request line and headers together, in bytes; longer metadata needs a form.",
+    )
+    header_timeout_s: Seconds = Field(
+        default=10.0, description="Longest time a request's line and headers may take to arrive, in seconds."
+    )
+    answer_timeout_s: Seconds = Field(
+        default=30.0, description="Longest time a client may take to read an answer, in seconds."
+    )
     max_upload_bytes: Count = Field(
         default=64 * 2**20, description="Largest upload, in bytes, multipart framing included."
     )
@@ -68,6 +85,12 @@ class Settings(BaseSettings):
     )
     upload_timeout_s: Seconds = Field(
         default=60.0, description="Longest time an upload may take to arrive, in seconds."
+    )
+    body_timeout_s: Seconds = Field(
+        default=10.0, description="Longest time a JSON body may take to arrive, in seconds."
+    )
+    min_upload_rate: Count = Field(
+        default=4096, description="Least mean rate of an upload after its first 10 seconds, in bytes a second."
     )
     min_audio_s: Seconds = Field(default=1.0, description="Shortest audio accepted, in seconds.")
     max_audio_s: Seconds = Field(default=4 * 3600.0, description="Longest audio accepted, in seconds.")
@@ -82,6 +105,12 @@ class Settings(BaseSettings):
         default=64, description="Most attributes of one track, and most values of one attribute."
     )
 
+    duplicate_similarity: float = Field(
+        default=0.97,
+        ge=0,
+        le=1,
+        description="Cosine of audio vectors from which an answer names a near-duplicate; 1 does not look.",
+    )
     ingest_threads: Count = Field(default=2, description="Threads that see uploads through decoding and encoding.")
     decode_workers: Count = Field(
         default=2, description="Processes that decode audio, kept warm; each takes about 60 MB."
@@ -95,10 +124,12 @@ class Settings(BaseSettings):
     encoder_threads: int = Field(default=0, ge=0, description="Threads that one inference may use; 0 takes all cores.")
     queue_size: Count = Field(default=32, description="Uploads in hand at once; one more is a 503.")
     search_threads: Count = Field(default=4, description="Threads that search and rank.")
+    search_queue: Count = Field(default=64, description="Searches in hand at once; one more is a 503.")
 
     max_seeds: Count = Field(default=500, description="Most seeds (and most negatives) of one playlist.")
     max_k: Count = Field(default=500, description="Most tracks of one answer.")
     max_exclude: Count = Field(default=10_000, description="Most excluded tracks of one request.")
+    max_filter_values: Count = Field(default=1000, description="Most values of one filter.")
     max_listeners: Count = Field(default=10_000, description="Most listeners of one audience.")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -116,7 +147,7 @@ def load_settings() -> Settings:
     """Read the settings from this process's environment.
 
     Raises SettingsError for a DEBUT_ variable that does not exist, for a value that cannot be used, and for
-    an address that other machines can reach unless DEBUT_ALLOW_PUBLIC is true.
+    an address that other machines can reach without API keys, unless DEBUT_ALLOW_ANONYMOUS is true.
     """
     _refuse_unknown(name for name in os.environ if name.upper().startswith(PREFIX))
     try:
@@ -147,17 +178,19 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _refuse_public(settings: Settings) -> None:
-    if settings.allow_public or _is_loopback(settings.host):
+    if settings.keys_file or settings.allow_anonymous or is_loopback(settings.host):
         return
     raise SettingsError(
-        f"DEBUT_HOST={settings.host} can be reached from other machines, and there are no API keys yet: "
-        "anybody there could add and remove tracks. Set DEBUT_ALLOW_PUBLIC=true if that is what you want.",
+        f"DEBUT_HOST={settings.host} can be reached from other machines, and anybody there could add and remove "
+        "tracks: set DEBUT_KEYS_FILE to a file of API keys (`python -m service key NAME --scope read,write` makes "
+        "one), or DEBUT_ALLOW_ANONYMOUS=true if everybody is to be let in.",
         code="public_host",
     )
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
+def is_loopback(host: str) -> bool:
+    """Whether a name or address (IPv6 without brackets) can only be this machine: RFC 6761, 6.3, for names."""
+    if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -6,6 +6,7 @@ The old release serves until one assignment, and stays on disk: pointing `curren
 import threading
 import time
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 
 import structlog
 
@@ -43,7 +44,8 @@ class Swapper:
         """`opened` is what `current` pointed to when the release that is served now was opened."""
         self._current, self._ledger, self._settings, self._metrics = current, ledger, settings, metrics
         self._looked_at = opened
-        self._told, self._stopping = threading.Event(), threading.Event()
+        self._told: SimpleQueue[None] = SimpleQueue()  # an Event would lock up where a signal interrupts another's
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="swap", daemon=True)
         self.refused: Refused | None = None
         self.preparing: str | None = None
@@ -59,13 +61,13 @@ class Swapper:
     def stop(self) -> None:
         """End; a release that is being loaded is given up."""
         self._stopping.set()
-        self._told.set()
+        self._told.put(None)
         if self._thread.is_alive():
             self._thread.join(self._settings.shutdown_s)
 
     def look_now(self) -> None:
         """Look at once, and try a refused release again. Returns immediately; a signal handler may call it."""
-        self._told.set()
+        self._told.put(None)
 
     @property
     def status(self) -> str:
@@ -77,10 +79,19 @@ class Swapper:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            told = self._told.wait(self._settings.release_poll_s)
-            self._told.clear()
+            told = self._wait_to_be_told()
             if not self._stopping.is_set():
                 self.look(again=told)
+
+    def _wait_to_be_told(self) -> bool:
+        """Wait until somebody says to look, or for `release_poll_s` seconds; return whether somebody did."""
+        try:
+            self._told.get(timeout=self._settings.release_poll_s)
+        except Empty:
+            return False
+        while not self._told.empty():  # told twice is told once
+            self._told.get()
+        return True
 
     def look(self, again: bool = False) -> bool:
         """Serve another release if `current` points to one; return whether it does now.

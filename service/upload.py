@@ -3,7 +3,7 @@
 import asyncio
 import errno
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
@@ -96,7 +96,7 @@ async def _read_raw(request: Request, settings: Settings) -> Upload:
     digest, size = hashlib.sha256(), 0
     audio: SpooledTemporaryFile[bytes] = SpooledTemporaryFile(settings.spool_bytes)  # noqa: SIM115 - outlives this function
     try:
-        async for chunk in counted(request, settings.max_upload_bytes, "max_upload_bytes"):
+        async for chunk in _chunks(request, settings):
             digest.update(chunk)
             audio.write(chunk)
             size += len(chunk)
@@ -105,6 +105,10 @@ async def _read_raw(request: Request, settings: Settings) -> Upload:
         with suppress(OSError):
             audio.close()
         raise
+
+
+def _chunks(request: Request, settings: Settings) -> AsyncGenerator[bytes, None]:
+    return counted(request, settings.max_upload_bytes, "max_upload_bytes", settings.min_upload_rate)
 
 
 async def _read_multipart(request: Request, settings: Settings) -> Upload:
@@ -128,26 +132,33 @@ async def _read_multipart(request: Request, settings: Settings) -> Upload:
 
 
 async def _parse_form(request: Request, settings: Settings) -> FormData:
-    chunks = counted(request, settings.max_upload_bytes, "max_upload_bytes")
+    chunks = _chunks(request, settings)
     parser = MultiPartParser(request.headers, chunks, max_files=2, max_fields=2, max_part_size=settings.max_json_bytes)
     parser.spool_max_size = settings.spool_bytes
     try:
         form = await parser.parse()
     except MultiPartException as error:
         raise Problem("bad_multipart", f"The form cannot be read: {error.message}") from None
-    except OSError:
-        for file in parser._files_to_close_on_error:  # Starlette closes them only when the form is at fault
-            with suppress(OSError):
-                file.close()
+    except OSError:  # Starlette closes them as well, up to the first that a full disk does not let go
+        _close(parser)
         raise
     except (UnicodeError, LookupError):
         raise Problem("bad_multipart", "The form names a charset that cannot be used: send it as UTF-8.") from None
+    if len(parser._files_to_close_on_error) > sum(isinstance(part, UploadFile) for _, part in form.multi_items()):
+        _close(parser)
+        raise Problem("bad_multipart", "The form ends in the midst of a file: send it again, whole.")
     unknown = sorted(set(form) - {"audio", "metadata"})
     if unknown or len(form.multi_items()) != len(set(form)):
         await form.close()
         wrong = f"a part {unknown[0][:40]!r} is not known" if unknown else "a part is there twice"
         raise Problem("bad_multipart", f"The form takes the parts `audio` and `metadata`, once each: {wrong}.")
     return form
+
+
+def _close(parser: MultiPartParser) -> None:
+    for file in parser._files_to_close_on_error:
+        with suppress(OSError):
+            file.close()
 
 
 async def _metadata_part(form: FormData, settings: Settings) -> TrackMetadata:

@@ -30,8 +30,12 @@ def json_answer(content: Any, status: int = 200) -> Response:
 
 
 async def searching(service: "Service", work: Callable[[], Result]) -> Result:
-    """Run a search in the threads meant for it, so that a long one does not hold up the other requests."""
-    return await asyncio.get_running_loop().run_in_executor(service.searches, work)
+    """Run a search in the threads meant for it, so that a long one does not hold up the other requests.
+
+    Raises Problem `busy` when as many as DEBUT_SEARCH_QUEUE are in hand.
+    """
+    with service.search_queue.place():
+        return await asyncio.get_running_loop().run_in_executor(service.searches, work)
 
 
 def track_document(track: Track, cold: bool) -> dict[str, Any]:

@@ -76,6 +76,7 @@ class AudienceQuery(BaseModel):
             "audience_no_neighbours",
             "audience_unplaced",
             "invalid_request",
+            "busy",
             "index_unavailable",
         ),
     },

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from index.errors import DebutError
 from service.metrics import CONTENT_TYPE
@@ -35,13 +35,13 @@ async def root(request: Request) -> Response:
     )
 
 
-@router.get("/livez", summary="Is the process alive?", responses=failures())
+@router.get("/livez", summary="Is the process alive?", responses=failures(to_anybody=True))
 async def livez() -> Response:
     """Answer as long as the event loop turns."""
     return json_answer({"alive": True})
 
 
-@router.get("/readyz", summary="Can it do its work?", responses=failures("not_ready"))
+@router.get("/readyz", summary="Can it do its work?", responses=failures("not_ready", to_anybody=True))
 async def readyz(request: Request) -> Response:
     """Try what requests need: the ledger by a real transaction, the models by the inference when they were loaded.
 
@@ -63,7 +63,7 @@ async def readyz(request: Request) -> Response:
     return json_answer({"ready": True, "ledger": "writable", **checks})
 
 
-@router.get("/metrics", summary="Figures for Prometheus", responses=failures())
+@router.get("/metrics", summary="Figures for Prometheus", response_class=PlainTextResponse, responses=failures())
 async def metrics(request: Request) -> Response:
     """All figures, in Prometheus' text format."""
     return Response(service_of(request).metrics.exposition(), media_type=CONTENT_TYPE)

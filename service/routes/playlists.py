@@ -21,10 +21,13 @@ router = APIRouter(tags=["playlists"])
         200: {"model": ContinueResponse, "description": "Ranked tracks, best first."},
         **failures(
             "bad_json",
+            "body_timeout",
             "too_large",
             "unsupported_media_type",
             "invalid_request",
             "unknown_seeds",
+            "busy",
+            "cursor_outdated",
             "index_unavailable",
         ),
     },
@@ -38,7 +41,7 @@ router = APIRouter(tags=["playlists"])
 async def continue_a_playlist(request: Request) -> Response:
     """Rank all tracks by their mean similarity to the seeds; seeds are never returned."""
     service = service_of(request)
-    asked = await read_json(request, ContinueRequest, service.settings.max_json_bytes)
+    asked = await read_json(request, ContinueRequest, service.settings)
     check_continue(asked, service.settings)
     serving = service.serving
     view, share = serving.collection.view(), serving.encoder.config.audio_share

@@ -1,19 +1,27 @@
 """POST /ingest-track; GET /tracks, GET and DELETE /tracks/{track_id}."""
 
-from typing import Annotated, Any
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Annotated, Any
 
+import orjson
 import structlog
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from service.decode.wire import Heard
+from service.idempotency import HEADER, Answer, fingerprint, key_of
+from service.ingest import Ingested
+from service.jobs import Job
 from service.metrics import Stopwatch
 from service.openapi import failures, reference
 from service.problems import Problem
+from service.quality import quality
 from service.routes.answers import json_answer, row_of, searching, service_of, track_document
-from service.schemas import IngestResponse, Removal, SearchResponse, TrackDocument, TrackMetadata
-from service.upload import receive
+from service.schemas import IngestResponse, IngestStatus, Removal, SearchResponse, TrackDocument, TrackMetadata
+from service.upload import Upload, receive
+
+if TYPE_CHECKING:
+    from service.app import Service
 
 router = APIRouter(tags=["tracks"])
 log = structlog.get_logger("debut.ingest")
@@ -68,6 +76,20 @@ _QUERY: list[dict[str, Any]] = [
         }
         for name in TrackMetadata.model_fields
     ),
+    {
+        "name": HEADER,
+        "in": "header",
+        "schema": {"type": "string", "maxLength": 200},
+        "description": "The same key again has the same answer again (of the last 1000, until a restart); with another "
+        "upload it is a 422. What has a track_id, or is the same bytes, is one track without it too.",
+    },
+    {
+        "name": "Prefer",
+        "in": "header",
+        "schema": {"type": "string", "examples": ["respond-async"]},
+        "description": "respond-async: answer with 202 once the upload has arrived (RFC 7240); /ingests/{ingest_id} "
+        "then says what becomes of it. The 202 survives no crash, `done` does.",
+    },
 ]
 
 
@@ -79,6 +101,11 @@ _QUERY: list[dict[str, Any]] = [
     responses={
         201: {"model": IngestResponse, "description": "It can be recommended, now and after any crash."},
         200: {"model": IngestResponse, "description": "The same content and metadata were here already."},
+        202: {
+            "model": IngestStatus,
+            "description": "It has arrived and will be worked on (`Prefer: respond-async`).",
+            "headers": {"Location": {"schema": {"type": "string"}, "description": "Where to look it up."}},
+        },
         **failures(
             "bad_json",
             "bad_multipart",
@@ -87,6 +114,7 @@ _QUERY: list[dict[str, Any]] = [
             "too_large",
             "unsupported_media_type",
             *_AUDIO_FAILURES,
+            "idempotency_mismatch",
             "invalid_request",
             "missing_part",
             "queue_full",
@@ -104,36 +132,62 @@ async def ingest_track(request: Request) -> Response:
     track.
     """
     service = service_of(request)
-    watch = Stopwatch()
-    async with service.ingest.place_in_queue(), receive(request, service.settings, watch) as upload:
+    watch, key, later = Stopwatch(), key_of(request), _respond_async(request)
+    async with AsyncExitStack() as held:
+        await held.enter_async_context(service.ingest.place_in_queue())
+        upload = await held.enter_async_context(receive(request, service.settings, watch))
+        async with service.answers.turn(key, fingerprint(upload, later=later)) as turn:
+            if turn.known is not None:
+                return turn.known.response(replayed=True)
+            if later:
+                turn.answer = _accept(service, upload, watch, held)
+            else:
+                ingested = await service.ingest.add(upload, watch)
+                turn.answer = _answer(service, ingested, upload, watch)
+    return turn.answer.response()
+
+
+def _accept(service: "Service", upload: Upload, watch: Stopwatch, held: AsyncExitStack) -> Answer:
+    """Take the upload, and what it holds, over from the request."""
+
+    async def work() -> dict[str, Any]:
         ingested = await service.ingest.add(upload, watch)
+        return _response(service, ingested, upload, watch)
+
+    job = Job(upload.track.track_id, watch)
+    service.jobs.start(job, work, held)
+    headers = {"Location": f"/ingests/{job.id}", "Preference-Applied": "respond-async"}
+    return Answer(orjson.dumps(job.document), 202, headers)
+
+
+def _answer(service: "Service", ingested: Ingested, upload: Upload, watch: Stopwatch) -> Answer:
+    body = _response(service, ingested, upload, watch)
+    return Answer(orjson.dumps(body), 200 if ingested.outcome == "unchanged" else 201)
+
+
+def _response(service: "Service", ingested: Ingested, upload: Upload, watch: Stopwatch) -> dict[str, Any]:
+    """Note a track that was taken in; return schemas.IngestResponse as plain data."""
     freshness = watch.elapsed
-    new = ingested.outcome != "unchanged"
-    if new:
+    if ingested.outcome != "unchanged":
         watch.note(service.metrics)
         service.metrics.freshness_seconds.observe(freshness)
     log.info("ingested", track_id=ingested.track.track_id, outcome=ingested.outcome, bytes=upload.size)
-    body = {
+    return {
         "track": track_document(ingested.track, ingested.cold),
         "cold": ingested.cold,
         "outcome": ingested.outcome,
         "release": ingested.release_id,
         "content_sha256": upload.content_sha256,
-        "quality": ingested.recording and _quality(ingested.recording),
+        "quality": ingested.recording and quality(ingested.recording, ingested.near),
         "timings_ms": {stage: _ms(seconds) for stage, seconds in watch.seconds.items()},
         "freshness_ms": _ms(freshness),
     }
-    return json_answer(body, 201 if new else 200)
 
 
-def _quality(recording: Heard) -> dict[str, Any]:
-    return {
-        "duration_s": recording.duration_s,
-        "windows": len(recording.log_mel),
-        "container": recording.container,
-        "codec": recording.codec,
-        "sample_rate": recording.sample_rate,
-    }
+def _respond_async(request: Request) -> bool:
+    """Whether the client prefers not to wait (RFC 7240); what else it prefers is not known, so it does not count."""
+    preferences = ",".join(request.headers.getlist("prefer")).split(",")
+    return any(preference.partition(";")[0].strip().lower() == "respond-async" for preference in preferences)
 
 
 def _ms(seconds: float) -> float:
@@ -155,7 +209,7 @@ class SearchQuery(BaseModel):
     response_model=None,
     responses={
         200: {"model": SearchResponse, "description": "Matching tracks, best first."},
-        **failures("invalid_request"),
+        **failures("invalid_request", "busy"),
     },
 )
 async def find_tracks(request: Request, query: Annotated[SearchQuery, Query()]) -> Response:

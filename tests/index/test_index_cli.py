@@ -107,6 +107,20 @@ def test_a_flipped_bit_is_found_and_the_file_named(root, capsys, name):
     assert "checks failed" in lines[-1]
 
 
+def test_an_empty_file_ends_no_check_but_its_own(root, capsys):
+    release = Release.open(root, verify=False)
+    names = ("audience/activity.npy", "vectors/audio.npy", "tracks.parquet", "matching.faiss", "encoder/tokenizer.json")
+    for name in names:
+        path = release.file(name)
+        content = path.read_bytes()
+        path.write_bytes(b"")
+        status, lines, _ = run(capsys, "verify", "--releases", root)
+        assert status == 1
+        assert any(line.startswith(f"BAD  {name}: is damaged") for line in lines), name
+        assert "checks failed" in lines[-1]
+        path.write_bytes(content)
+
+
 def test_missing_and_foreign_files_are_named(root, capsys):
     release = Release.open(root, verify=False)
     release.file("vectors/audio.npy").unlink()

@@ -360,3 +360,17 @@ def test_a_living_publishers_folder_is_left_alone(root):
     go_on.set()
     slow.join(20)
     assert Release.open(root).manifest.facts == {"slow": True}
+
+
+def test_a_publisher_that_fails_in_this_instant_disturbs_no_other(root, monkeypatch):
+    abandoned = root / ".staging-0123456789abcdef"
+    abandoned.mkdir(parents=True)
+    opening = os.open
+
+    def gone(path, *arguments, **named):
+        if Path(path) == abandoned:
+            abandoned.rmdir()
+        return opening(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", gone)
+    assert publish(root, lambda folder: (folder / "a").write_text("a") and None, facts={}).id

@@ -338,6 +338,47 @@ def test_what_cannot_be_written_is_served_from_memory_and_tried_again(tmp_path, 
     np.testing.assert_array_equal(opened(tmp_path, vectors).vectors(np.arange(31)), vectors[:31])
 
 
+def test_an_addition_holds_though_no_thread_can_be_started(tmp_path, rng, monkeypatch, caplog):
+    vectors = unit(rng, 40, DIMS)
+    index = opened(tmp_path, vectors[:20], seal_at=10)
+
+    def none_left(_):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        index.add(np.arange(20, 30), vectors[20:30])
+    assert "can't start new thread" in caplog.text
+    assert index.search(vectors[25], 1)[1] == 25
+    index.add([30], vectors[30:31])
+    wait_for(lambda: not index.view().fresh.size and len(index.view().parts) == 2)
+    np.testing.assert_array_equal(index.vectors(np.arange(31)), vectors[:31])
+
+
+def test_old_files_that_cannot_be_deleted_do_no_harm(tmp_path, rng, monkeypatch):
+    vectors = unit(rng, 40, DIMS)
+    index = opened(tmp_path, vectors[:20], seal_at=None)
+    index.add(np.arange(20, 30), vectors[20:30])
+    index.seal()
+    index.add(np.arange(30, 40), vectors[30:])
+    deleting, left = Path.unlink, [1]
+
+    def some(path, missing_ok=False):
+        if path.exists():
+            if not left:
+                raise PermissionError("not permitted")
+            left.pop()
+        deleting(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", some)
+        index.seal()
+    index.remove([35])
+    index.seal()
+    found = opened(tmp_path, vectors).vectors(np.arange(40))
+    np.testing.assert_array_equal(found[:35], vectors[:35])
+
+
 # The state folder
 
 

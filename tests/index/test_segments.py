@@ -1,5 +1,6 @@
 """The sealed segment: what is written, mapped, refused, and how near HNSW comes to the truth."""
 
+import os
 from pathlib import Path
 
 import faiss
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from index_examples import unit
 
-from index import segments
+from index import segmentfile, segments
 from index.exact import ExactIndex
 from index.segmented import SegmentedIndex
 from index.segments import SealedSegment, SegmentError, write_sealed
@@ -228,3 +229,19 @@ def test_writing_leaves_the_number_of_threads_as_it_was(tmp_path, rng):
     before = faiss.omp_get_max_threads()
     write_sealed(tmp_path / "x.faiss", unit(rng, 40, 8), threads=3)
     assert faiss.omp_get_max_threads() == before
+
+
+@pytest.mark.parametrize("kind", ["exact", "scan", "hnsw", "ivf"])
+@pytest.mark.parametrize("lost", [1, 1000])
+def test_an_index_whose_end_found_no_room_is_not_written(tmp_path, rng, monkeypatch, kind, lost):
+    """FAISS says nothing of it: the last of a file is written as it is closed. Our own part may find room again."""
+    writing = segmentfile.faiss.write_index
+
+    def cut(index, name):
+        writing(index, name)
+        os.truncate(name, os.path.getsize(name) - lost)
+
+    monkeypatch.setattr(segmentfile.faiss, "write_index", cut)
+    with pytest.raises(OSError, match="no space left"):
+        write_sealed(tmp_path / "a.faiss", unit(rng, 20_000, 4), kind=kind, threads=1)
+    assert not list(tmp_path.iterdir())

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from index.textcolumn import TextColumn
-from index.titles import Titles, fold, line, lines
+from index.titles import Titles, fold, line
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ SONGS = [
 
 
 def rows_and_tiers(query: str) -> list[tuple[int, int]]:
-    rows, tiers = Titles([line(title, artist) for title, artist in SONGS]).search(fold(query))
+    rows, tiers = Titles.of([line(title, artist) for title, artist in SONGS]).search(fold(query))
     return list(zip(rows.tolist(), tiers.tolist(), strict=True))
 
 
@@ -80,10 +80,16 @@ def test_agrees_with_looking_at_each_track(songs, query):
         their = title.split() + artist.split()
         if all(any(word.startswith(beginning) for word in their) for beginning in query.split()):
             expected[row] = 0 if title == query else 1 if artist == query else 2 if title.startswith(query) else 3
-    rows, tiers = Titles([line(*song) for song in songs]).search(query)
+    rows, tiers = Titles.of([line(*song) for song in songs]).search(query)
     assert dict(zip(rows.tolist(), tiers.tolist(), strict=True)) == expected
 
 
-def test_lines_of_columns_are_those_of_the_tracks():
-    columns = [TextColumn(pa.chunked_array([list(column)], pa.string())) for column in zip(*SONGS, strict=True)]
-    assert lines(*columns) == [line(title, artist) for title, artist in SONGS]
+def test_stored_lines_are_searched_as_those_of_the_tracks():
+    songs = [*SONGS, ("Träumerei 夜", "Ωmega"), (None, None)]
+    listed = [line(title, artist) for title, artist in songs]
+    column = TextColumn(pa.chunked_array([[f"{one}\n" for one in listed[:3]], [f"{one}\n" for one in listed[3:]]]))
+    stored, expected = Titles(*column.joined()), Titles.of(listed)
+    for query in ("night", "so night", "夜", "omega", "ωmega", "traumerei", "schu night"):
+        for one, other in zip(stored.search(fold(query)), expected.search(fold(query)), strict=True):
+            assert one.tolist() == other.tolist()
+    assert len(stored.search(fold("夜"))[0]) == 1

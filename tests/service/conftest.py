@@ -99,7 +99,7 @@ def serve() -> Iterator[Serve]:
     running: list[TestClient] = []
 
     def start(settings: Settings) -> TestClient:
-        client = TestClient(create_app(settings), raise_server_exceptions=False)
+        client = TestClient(create_app(settings), "http://localhost", raise_server_exceptions=False)
         client.__enter__()
         running.append(client)
         return client

@@ -14,6 +14,7 @@ ROUTES = {
     "/audience/{track_id}": ["get"],
     "/continue-playlist": ["post"],
     "/ingest-track": ["post"],
+    "/ingests/{ingest_id}": ["get"],
     "/livez": ["get"],
     "/metrics": ["get"],
     "/readyz": ["get"],
@@ -72,6 +73,7 @@ def test_every_route_documents_its_failures_as_problems(document):
 def documented(document, method: str, path: str) -> set[str]:
     """The codes that an operation may answer with."""
     template = re.sub(r"^/(tracks|audience)/.*", r"/\1/{track_id}", path.partition("?")[0])
+    template = re.sub(r"^/ingests/.*", "/ingests/{ingest_id}", template)
     responses = document["paths"][template][method.lower()]["responses"].values()
     return {code for r in responses for code in r.get("content", {}).get(MEDIA_TYPE, {}).get("examples", {})}
 
@@ -85,12 +87,13 @@ def test_the_failures_that_were_seen_are_documented(document):
 
 def test_every_kind_of_problem_belongs_to_a_route(document):
     everywhere = {code for path, method, _ in operations(document) for code in documented(document, method, path)}
-    assert KINDS.keys() - everywhere == {"not_found", "method_not_allowed"}
+    before_any_route = {"not_found", "method_not_allowed", "bad_http", "header_timeout", "headers_too_large"}
+    assert KINDS.keys() - everywhere == before_any_route
 
 
 def test_the_query_of_a_raw_upload_is_documented(document):
     names = [p["name"] for p in document["paths"]["/ingest-track"]["post"]["parameters"]]
-    assert names == ["replace", *TrackMetadata.model_fields]
+    assert names == ["replace", *TrackMetadata.model_fields, "Idempotency-Key", "Prefer"]
 
 
 def test_the_start_page_links_to_it_and_no_page_loads_scripts(client):

@@ -51,6 +51,7 @@ BAD = [
     ("DELETE", "/tracks/nobody", {}, *UNKNOWN, "'nobody'"),
     ("GET", "/tracks/a%2Fb", {}, *UNKNOWN, "'a/b'"),
     ("GET", "/audience/nobody", {}, *UNKNOWN, "'nobody'"),
+    ("GET", "/ingests/nothing", {}, 404, "unknown_ingest", "GET /tracks/{track_id}"),
     ("PUT", "/tracks/nobody", {}, *METHOD, "takes DELETE, GET, not PUT"),
     ("GET", "/ingest-track", {}, *METHOD, "takes POST, not GET"),
     ("GET", "/continue-playlist", {}, *METHOD, "takes POST"),
@@ -143,7 +144,7 @@ def shared(releases, tmp_path_factory):
 
     ledger = tmp_path_factory.mktemp("ledger") / "ledger.sqlite"
     settings = Settings(releases=releases, ledger=ledger, encoder_threads=1)
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+    with TestClient(create_app(settings), "http://localhost", raise_server_exceptions=False) as client:
         yield client
 
 

@@ -139,7 +139,7 @@ def test_a_client_that_goes_away_leaves_nothing_behind(releases, ledger, clip):
     with RunningService(releases, ledger) as running:
         address = (running.client.base_url.host, running.client.base_url.port)
         with socket.create_connection(address, timeout=10) as half:
-            head = "POST /ingest-track?track_id=half HTTP/1.1\r\nHost: x\r\nContent-Type: audio/ogg\r\n"
+            head = "POST /ingest-track?track_id=half HTTP/1.1\r\nHost: localhost\r\nContent-Type: audio/ogg\r\n"
             half.sendall(f"{head}Content-Length: {len(clip)}\r\n\r\n".encode() + clip[: len(clip) // 2])
             wait_for(lambda: "debut_uploads_in_hand 1.0" in running.client.get("/metrics").text)
         wait_for(lambda: "debut_uploads_in_hand 0.0" in running.client.get("/metrics").text)
@@ -242,5 +242,6 @@ def test_an_unknown_setting_is_a_sentence(releases, ledger):
     assert_refused(run_to_exit(releases=releases, ledger=ledger, prot=1), "DEBUT_PROT", "did you mean DEBUT_PORT")
 
 
-def test_a_public_address_needs_to_be_allowed(releases, ledger):
-    assert_refused(run_to_exit(releases=releases, ledger=ledger, host="0.0.0.0"), "DEBUT_ALLOW_PUBLIC=true")
+def test_a_public_address_needs_keys_or_to_be_allowed(releases, ledger):
+    ended = run_to_exit(releases=releases, ledger=ledger, host="0.0.0.0")
+    assert_refused(ended, "DEBUT_KEYS_FILE", "DEBUT_ALLOW_ANONYMOUS=true")

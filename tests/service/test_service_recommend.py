@@ -1,5 +1,6 @@
 """POST /continue-playlist against brute force: scores, filters, caps, diversity, and the reasons given."""
 
+import base64
 import json
 from collections import Counter
 
@@ -211,3 +212,115 @@ def test_answers_are_compact_json(client, ids):
     answer = client.post("/continue-playlist", json={"seeds": ids[:1], "k": 1})
     assert answer.headers["content-type"] == "application/json"
     assert json.dumps(answer.json(), separators=(",", ":"), ensure_ascii=False) == answer.text
+
+
+def pages(client, seeds, k, most=100, **more) -> list[list[str]]:
+    """All pages of a continuation, as ids, until there is no cursor."""
+    found, cursor = [], None
+    while len(found) < most:
+        answer = ask(client, seeds, k=k, cursor=cursor, **more)
+        found.append([track["track_id"] for track in answer["tracks"]])
+        if (cursor := answer["cursor"]) is None:
+            break
+    return found
+
+
+@pytest.mark.parametrize("more", [{}, {"max_per_artist": 2, "max_per_album": 1}, {"filters": {"only_cold": True}}])
+def test_pages_are_the_long_answer_cut_up(client, ids, more):
+    whole = seeded(client, *ids[:2], k=500, **more)
+    for k in (1, 7, 500):
+        cut = pages(client, ids[:2], k, **more)
+        assert [i for page in cut for i in page] == whole
+        assert all(len(page) == k for page in cut[:-1])
+
+
+def test_pages_hold_caps_and_never_repeat_while_the_catalogue_changes(client, ids, clip):
+    seed = int(np.random.default_rng().integers(2**31))
+    print(f"seed {seed}")
+    rng = np.random.default_rng(seed)
+    body = {"k": 4, "diversity": float(rng.choice([0, 0.5])), "max_per_artist": 3}
+    seen: list[str] = []
+    artists: Counter[str] = Counter()
+    cursor, turn = None, 0
+    while True:
+        answer = ask(client, ids[:1], cursor=cursor, **body)
+        seen += [track["track_id"] for track in answer["tracks"]]
+        artists.update(track["artist"] for track in answer["tracks"] if track["artist"])
+        if (cursor := answer["cursor"]) is None:
+            break
+        turn += 1
+        upload(client, clip, track_id=f"new-{turn}", title="New", artist=f"Band {turn}")
+        again = client.get(f"/tracks/{rng.choice(seen)}").json()  # replaced: it has another row from now on
+        names = {name: again[name] for name in ("track_id", "artist")}
+        assert upload(client, clip, title="Again", replace="true", **names).status_code == 201
+        client.delete(f"/tracks/{rng.choice([i for i in ids[1:] if i not in seen] or ['none'])}")
+    assert len(seen) == len(set(seen)) > 12
+    assert max(artists.values()) <= 3
+    assert any(track_id.startswith("new-") for track_id in seen)
+
+
+def test_a_cursor_holds_over_a_restart_but_not_over_a_release(client, ids, clip, serve, settings, retrained):
+    for number in range(3):
+        upload(client, clip, track_id=f"t{number}", title="A")
+        upload(client, clip, track_id=f"t{number}", title="B", replace="true")  # leaves a row that a restart does not
+    first = ask(client, ["t0"], k=2)
+    assert {track["track_id"] for track in first["tracks"]} == {"t1", "t2"}
+    client.app.state.service.close()
+    after = serve(settings)
+    rest = ask(after, ["t0"], k=500, cursor=first["cursor"])
+    assert {track["track_id"] for track in rest["tracks"]} == set(ids)
+    after.app.state.service.close()
+    other = serve(settings.model_copy(update={"releases": retrained}))
+    answer = other.post("/continue-playlist", json={"seeds": ["t0"], "k": 2, "cursor": first["cursor"]})
+    assert (answer.status_code, answer.json()["code"]) == (409, "cursor_outdated")
+    assert "ask without a cursor" in answer.json()["detail"]
+
+
+def test_a_cursor_is_for_its_own_request(client, ids):
+    cursor = ask(client, ids[:2], k=2)["cursor"]
+    ask(client, ids[:2], k=5, cursor=cursor, explain=True)
+    for body in (
+        {"seeds": ids[:3], "cursor": cursor},
+        {"seeds": ids[:2], "cursor": cursor, "diversity": 0.1},
+        {"seeds": ids[:2], "cursor": cursor, "filters": {"only_cold": True}},
+        {"seeds": ids[:2], "cursor": ""},
+        {"seeds": ids[:2], "cursor": cursor[:-4]},
+        {"seeds": ids[:2], "cursor": "é"},
+        {"seeds": ids[:2], "cursor": "eyJ9"},
+        {"seeds": ids[:2], "cursor": "W10"},
+        {"seeds": ids[:2], "cursor": forged(cursor, sealed=[10**6])},
+        {"seeds": ids[:2], "cursor": forged(cursor, sealed=[0])},
+        {"seeds": ids[:2], "cursor": forged(cursor, sealed=[1] * 10_001)},
+    ):
+        answer = client.post("/continue-playlist", json=body)
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), body
+        assert answer.json()["errors"][0]["field"] == "cursor"
+
+
+def forged(cursor: str, **fields: object) -> str:
+    said = json.loads(base64.urlsafe_b64decode(cursor + "=="))
+    return base64.urlsafe_b64encode(json.dumps(said | fields).encode()).decode().rstrip("=")
+
+
+def test_too_long_a_continuation_has_no_cursor(client, ids, monkeypatch):
+    monkeypatch.setattr("service.cursor.MOST", 5)
+    first = ask(client, ids[:1], k=3)
+    assert ask(client, ids[:1], k=3, cursor=first["cursor"])["cursor"] is None
+
+
+def test_constraints_give_in_the_order_asked_for_and_only_when_they_must(client, view, ids):
+    hard = {"filters": {"only_cold": True}, "max_per_artist": 1}
+    short = ask(client, ids[:1], k=30, **hard)
+    assert (len(short["tracks"]) < 30, short["relaxed"], short["cursor"]) == (True, [], None)
+    caps = ask(client, ids[:1], k=len(short["tracks"]) + 1, relax=["max_per_artist", "only_cold"], **hard)
+    every = ask(client, ids[:1], k=30, relax=["max_per_artist", "only_cold", "genres"], **hard)
+    kept = len(short["tracks"])
+    assert caps["tracks"][:kept] == every["tracks"][:kept] == short["tracks"]
+    assert every["relaxed"] == ["max_per_artist", "only_cold"]
+    assert caps["relaxed"][0] == "max_per_artist"
+    assert len(every["tracks"]) == 30
+    assert ask(client, ids[:1], k=kept, relax=["only_cold"], **hard)["relaxed"] == []
+    cold = [view.catalogue.is_cold(view.catalogue.row_of(track["track_id"])) for track in every["tracks"]]
+    assert sorted(cold, reverse=True) == cold  # all cold ones before any other
+    whole = [i for page in pages(client, ids[:1], 10, relax=["max_per_artist", "only_cold"], **hard) for i in page]
+    assert sorted(whole) == sorted(ids[1:])

@@ -83,8 +83,11 @@ def test_loopback_needs_no_leave(monkeypatch, host):
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
 def test_other_addresses_need_to_be_allowed(monkeypatch, host):
     monkeypatch.setenv("DEBUT_HOST", host)
-    with pytest.raises(SettingsError, match="DEBUT_ALLOW_PUBLIC=true") as refused:
+    with pytest.raises(SettingsError, match=r"DEBUT_KEYS_FILE .* DEBUT_ALLOW_ANONYMOUS=true") as refused:
         load_settings()
     assert refused.value.code == "public_host"
-    monkeypatch.setenv("DEBUT_ALLOW_PUBLIC", "true")
+    monkeypatch.setenv("DEBUT_ALLOW_ANONYMOUS", "true")
+    assert load_settings().host == host
+    monkeypatch.delenv("DEBUT_ALLOW_ANONYMOUS")
+    monkeypatch.setenv("DEBUT_KEYS_FILE", "keys")
     assert load_settings().host == host

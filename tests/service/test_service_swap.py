@@ -3,11 +3,13 @@
 import ast
 import gc
 import json
+import sys
 import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -19,7 +21,10 @@ from service_uploads import ogg, seeded, tone, upload
 
 import service as service_package
 from index.release import CURRENT, FORMAT, activate
+from service.metrics import Metrics
 from service.serving import Serving
+from service.settings import Settings
+from service.swap import Swapper
 
 SEED = songs()[0][0].track_id
 
@@ -350,3 +355,33 @@ def test_one_releases_own_folder_is_served_as_it_is(serve, settings, root, ids):
 def test_a_release_with_the_vectors_of_another_encoder_is_refused(client, service, root, ids):
     point(root, altered(root, ids[1], encoder_id=service.serving.encoder_id))
     check_refused(client, service, ids, "vectors of another encoder")
+
+
+def test_a_hang_up_within_a_hang_up_locks_nothing_up(tmp_path):
+    """A second SIGHUP may arrive at any line of what the first one does."""
+    served = SimpleNamespace(release=SimpleNamespace(id="a"), encoder_id="b")
+    settings = Settings(releases=tmp_path, ledger=tmp_path / "ledger.sqlite", release_poll_s=0.05)
+    swapper = Swapper(SimpleNamespace(serving=served), None, settings, Metrics(), None)  # type: ignore[arg-type]
+    within = False
+
+    def interrupt(frame, event, _):
+        nonlocal within
+        if not within:
+            within = True
+            swapper.look_now()
+            within = False
+        return interrupt
+
+    def hang_up() -> None:
+        sys.settrace(interrupt)
+        try:
+            swapper.look_now()
+        finally:
+            sys.settrace(None)
+
+    thread = threading.Thread(target=hang_up, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert swapper._wait_to_be_told()
+    assert not swapper._wait_to_be_told()  # told many times is told once

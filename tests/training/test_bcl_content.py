@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from test_bcl_export import SPECS, tracks, vectors
 
 from index.fields import FieldSet
 from index.tracks import Track
 from training.bcl.config import BclConfig
-from training.bcl.content import Content
+from training.bcl.content import Content, _right_singular
 from training.bcl.model import Bcl
 from training.bcl.share import DEFAULT, choose_share
 from training.data.splits import TEST, TRAIN, VALID
@@ -167,3 +168,12 @@ def test_where_nobody_heard_a_validation_track_there_is_a_default() -> None:
     assert choose_share(rows, rows, nobody, split) == (DEFAULT, None)
     assert choose_share(rows, rows, None, split) == (DEFAULT, None)
     assert choose_share(rows, np.zeros_like(rows), nobody, split) == (0.0, None)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_fields_that_tell_no_tracks_apart_are_no_failure(value):
+    matrix = np.zeros((50, 30))
+    matrix[:, 3] = value
+    right = _right_singular(sparse.csr_array(matrix), 8, 0)
+    np.testing.assert_allclose(np.abs(right[:, 0] if value else right[3]), np.eye(30)[3] if value else 0, atol=1e-9)
+    assert np.isfinite(right).all()

@@ -116,7 +116,10 @@ def _right_singular(matrix: sparse.csr_array, dims: int, seed: int) -> NDArray[n
         matrix = matrix[np.sort(rng.choice(matrix.shape[0], SAMPLE, replace=False))]
     count = min(dims, *matrix.shape)
     found = np.zeros((matrix.shape[1], dims))
-    with threadpool_limits(1, "blas"):  # with more the last bits depend on how many there are
+    if not matrix.count_nonzero():  # nobody says anything, and ARPACK has nowhere to start
+        return found
+    # with more threads the last bits depend on how many there are; scikit-learn divides by a variance that may be 0
+    with threadpool_limits(1, "blas"), np.errstate(divide="ignore", invalid="ignore"):
         if count == matrix.shape[1]:
             found[:, :count] = np.eye(count)
         elif count == matrix.shape[0]:

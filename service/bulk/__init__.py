@@ -1,0 +1,1 @@
+"""python -m service ingest: sends a folder of recordings, or what a CSV file lists, to a running service."""
