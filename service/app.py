@@ -10,12 +10,14 @@ from fastapi import FastAPI
 
 from index.release import pointer
 from service import openapi, problems
+from service.follow import Follower
 from service.idempotency import Answers
 from service.ingest import Ingest
 from service.jobs import Jobs
 from service.keys import KeyRing
 from service.ledger import Ledger
-from service.ledger_sqlite import SqliteLedger
+from service.ledger_redis import RedisLedger
+from service.ledgers import open_ledger
 from service.limits import Queue
 from service.metrics import Metrics
 from service.requests import RequestScope
@@ -51,18 +53,19 @@ class Service:
         self.metrics = Metrics()
         opened = pointer(settings.releases)  # before it is followed: what is published from here on is noticed
         serving = Serving.open(settings)
-        self.ledger: Ledger = SqliteLedger(settings.ledger)
+        self.ledger: Ledger = open_ledger(settings)
         try:
             self.ledger.check()
-            serving.replay(self.ledger)
+            reached = serving.replay(self.ledger)
             trim(serving, self.ledger)
         except BaseException:
             self.ledger.close()
             raise
-        self.current = Current(serving)
+        self.current = Current(serving, reached)
         self.ingest = Ingest(self.current, self.ledger, settings, self.metrics)
         self.jobs, self.answers = Jobs(self.metrics), Answers()
         self.swapper = Swapper(self.current, self.ledger, settings, self.metrics, opened)
+        self.follower = Follower(self.current, self.ledger) if isinstance(self.ledger, RedisLedger) else None
         self.searches = ThreadPoolExecutor(settings.search_threads, thread_name_prefix="search")
         self.search_queue = Queue(settings.search_queue)
         self.metrics.watch(lambda: self.serving.collection.view(), lambda: len(self.ledger))
@@ -73,9 +76,17 @@ class Service:
         """What is served now; a request asks once and answers from that alone."""
         return self.current.serving
 
+    def start(self) -> None:
+        """Begin to look for other releases, and for what other replicas do."""
+        self.swapper.start()
+        if self.follower:
+            self.follower.start()
+
     def close(self) -> None:
         """Finish what is in hand and let go of threads and ledger."""
         self.swapper.stop()
+        if self.follower:
+            self.follower.stop()
         self.searches.shutdown()
         self.ingest.close()
         self.ledger.close()
@@ -87,7 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.swapper.start()
+        service.start()
         try:
             yield
         finally:

@@ -15,6 +15,7 @@ from index.errors import DebutError
 from service import logs
 from service.ledger import LedgerError, TrackAdded
 from service.ledger_sqlite import SqliteLedger
+from service.ledgers import open_ledger
 from service.serving import Serving
 from service.settings import Settings, load_settings
 
@@ -67,6 +68,8 @@ def findings() -> Iterator[Finding]:
 def _ledger(settings: Settings) -> tuple[bool, Finding]:
     """Return whether a service has the ledger open, and how it is."""
     path, busy = settings.ledger, False
+    if not isinstance(path, Path):
+        return False, _shared(settings)
     if not path.exists():
         return False, _absent(path)
     try:
@@ -88,6 +91,22 @@ def _ledger(settings: Settings) -> tuple[bool, Finding]:
     state = "in use by a running service" if busy else "writable"
     added = sum(kinds)
     return busy, Finding("ok", "ledger", f"{path}: whole, {state}; {added} tracks, {len(kinds) - added} taken down")
+
+
+def _shared(settings: Settings) -> Finding:
+    """The ledger that several services share: whether it answers, and can be read to its end."""
+    try:
+        ledger = open_ledger(settings)
+        try:
+            ledger.check()
+            kinds = [isinstance(event, TrackAdded) for _, event in ledger.replay()]
+        finally:
+            ledger.close()
+    except LedgerError as error:
+        return Finding("fail", "ledger", error.detail)
+    added = sum(kinds)
+    line = f"{settings.ledger}: it answers; {added} tracks, {len(kinds) - added} taken down"
+    return Finding("ok", "ledger", line)
 
 
 def _absent(path: Path) -> Finding:
@@ -132,9 +151,10 @@ def _disk(settings: Settings) -> Iterator[Finding]:
     spool = settings.queue_size * settings.max_upload_bytes
     wanted = {
         "releases": (settings.releases, LITTLE_ROOM),
-        "ledger": (settings.ledger, LITTLE_ROOM),
         "uploads": (Path(tempfile.gettempdir()), spool),
     }
+    if isinstance(settings.ledger, Path):
+        wanted["ledger"] = (settings.ledger, LITTLE_ROOM)
     for name, (path, enough) in wanted.items():
         folder = next(at for at in (path.absolute(), *path.absolute().parents) if at.is_dir())
         free = shutil.disk_usage(folder).free

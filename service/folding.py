@@ -6,7 +6,7 @@ every track, the features of live tracks included: a later encoder reads them, a
 
 from index.fold import Changes, FoldError, fold
 from index.release import MANIFEST, Release
-from service.ledger_sqlite import SqliteLedger
+from service.ledgers import open_ledger
 from service.serving import Serving
 from service.settings import Settings
 
@@ -20,7 +20,7 @@ def fold_ledger(settings: Settings) -> tuple[Release, Changes]:
     root = settings.releases
     if (root / MANIFEST).is_file():
         raise FoldError(f"{root} is one release: set DEBUT_RELEASES to the folder of releases that it lies in")
-    ledger = SqliteLedger(settings.ledger, read_only=True)
+    ledger = open_ledger(settings, read_only=True)
     try:
         serving = Serving.open(settings.model_copy(update={"index": "faiss"}))  # the files, and nobody's Milvus
         marks: dict[str, int] = {}

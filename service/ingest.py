@@ -59,9 +59,10 @@ class _Analysed:
 
 
 class Ingest:
-    """Takes tracks in and takes them down: the only writer of ledger and collection.
+    """Takes tracks in and takes them down: this process's only writer of the ledger.
 
-    Work on one track id is done one after the other, so the same upload twice at once is one track.
+    Work on one track id is done one after the other, so the same upload twice at once is one track. Between replicas
+    the ledger decides who was first (`Ledger.append`).
     `settings.ingest_threads` threads see it through decoding (in processes of their own: `service.decode`) and
     encoding; at most `settings.queue_size` uploads are in hand.
     """
@@ -115,10 +116,10 @@ class Ingest:
             return await asyncio.get_running_loop().run_in_executor(pool, work)
 
     def _add(self, upload: Upload, watch: Stopwatch) -> Ingested:
-        """Decode, embed and commit; what a swap of releases overtakes before it is committed is embedded anew."""
+        """Decode, embed and commit; looks and embeds anew when a swap, or another replica's upload, was quicker."""
         analysed: _Analysed | None = None
         while True:
-            serving = self._current.serving
+            serving = self._current.caught_up(self._ledger)
             catalogue = serving.collection.catalogue
             old = catalogue.row_of(upload.track.track_id)
             if old is not None and (known := self._unchanged(upload)) is not None:
@@ -128,7 +129,7 @@ class Ingest:
                 embedding = serving.embed(analysed.track, analysed.recording.log_mel)
             near = self._near(serving, analysed.track.track_id, embedding)
             event = TrackAdded(analysed.track, upload.content_sha256, analysed.features, embedding, _now())
-            if (cold := self._commit(serving, event, watch)) is not None:
+            if (cold := self._commit(serving, event, old, watch)) is not None:
                 outcome: Literal["created", "replaced"] = "created" if old is None else "replaced"
                 return Ingested(analysed.track, cold, outcome, analysed.recording, serving.release.id, near)
 
@@ -138,16 +139,21 @@ class Ingest:
             return None
         return nearest_sound(serving.collection.view(), audio, track_id, at_least)
 
-    def _commit(self, serving: Serving, event: TrackAdded, watch: Stopwatch) -> bool | None:
-        """Write the event down and index it; return whether the track is cold, None if `serving` is served no more."""
+    def _commit(self, serving: Serving, event: TrackAdded, old: int | None, watch: Stopwatch) -> bool | None:
+        """Write the event down and index it; return whether the track is cold.
+
+        Returns None if `serving` is served no more, or the track's row is no longer `old`: another replica took the
+        track in, or down.
+        """
         with self._current.committing:
-            if self._current.serving is not serving:
-                return None
-            with watch.stage("ledger"):
-                self._ledger.append(event)
-            with watch.stage("index"):
-                row = serving.collection.add(event.track, event.embedding.vectors, event.embedding.matching)
-        return serving.collection.catalogue.is_cold(row)
+            while self._current.serving is serving and serving.collection.catalogue.row_of(event.track_id) == old:
+                with watch.stage("ledger"):
+                    written = self._current.write(self._ledger, event)
+                if written:
+                    with watch.stage("index"):
+                        row = serving.collection.add(event.track, event.embedding.vectors, event.embedding.matching)
+                    return serving.collection.catalogue.is_cold(row)
+        return None
 
     def _unchanged(self, upload: Upload) -> Track | None:
         """Return the known track if the upload says nothing new of it, None if it replaces it; else raise."""
@@ -172,16 +178,15 @@ class Ingest:
         return _Analysed(track, recording, features)
 
     def _remove(self, track_id: str) -> Removed | None:
+        self._current.caught_up(self._ledger)
         with self._current.committing:
             serving = self._current.serving
-            catalogue = serving.collection.catalogue
-            row = catalogue.row_of(track_id)
-            if row is None:
-                return None
-            in_ledger = self._ledger.known(track_id) is not None
-            self._ledger.append(TrackRemoved(track_id, _now()))
-            serving.collection.remove(track_id)
-        return Removed(int(catalogue.origins[row]) >= 0, in_ledger, serving.release.id)
+            while (row := (catalogue := serving.collection.catalogue).row_of(track_id)) is not None:
+                in_ledger = self._ledger.known(track_id) is not None
+                if self._current.write(self._ledger, TrackRemoved(track_id, _now())):
+                    serving.collection.remove(track_id)
+                    return Removed(int(catalogue.origins[row]) >= 0, in_ledger, serving.release.id)
+        return None
 
     def close(self) -> None:
         """End the decoding processes, finish what else is being worked on and stop the threads."""

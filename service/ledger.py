@@ -15,9 +15,20 @@ from service.ledger_records import PackedFeatures
 
 
 class LedgerError(DebutError):
-    """The ledger cannot be used. Codes: ledger_unwritable, ledger_damaged, ledger_format, ledger_busy."""
+    """The ledger cannot be used. Codes: ledger_unwritable, ledger_damaged, ledger_format, ledger_busy,
+    ledger_missing, ledger_overtaken, ledger_unsafe (it forgets what it acknowledges), ledger_lost (it has forgotten).
+    """
 
     code = "ledger_unwritable"
+
+
+class Overtaken(LedgerError):  # noqa: N818 - not a failure
+    """An event was not appended: there are later ones than the writer knows of. Code ledger_overtaken."""
+
+    def __init__(self, last: int) -> None:
+        """`last` is the ledger's newest event."""
+        super().__init__("Another replica wrote to the ledger meanwhile; try again.", code="ledger_overtaken")
+        self.last = last
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +114,12 @@ class Ledger(Protocol):
     Every method raises LedgerError when the store fails.
     """
 
-    def append(self, event: Event) -> int:
-        """Add an event and return its sequence number; once this returns, the event survives SIGKILL."""
+    def append(self, event: Event, after: int | None = None) -> int:
+        """Add an event and return its sequence number; once this returns, the event survives SIGKILL.
+
+        With `after` it is added only while that is the newest event (0: none yet). So whoever has applied all events
+        up to `after` decides knowing everything, and of several replicas one is first. Raises Overtaken otherwise.
+        """
         ...
 
     def replay(self, after: int = 0, held: Callable[[Head], bool] | None = None) -> Iterator[tuple[int, Event]]:
@@ -113,6 +128,10 @@ class Ledger(Protocol):
         Events that come in meanwhile are yielded as well. Additions for which `held` is true are passed over, and
         their features are not read.
         """
+        ...
+
+    def newest(self) -> int:
+        """Return the sequence number of the newest event; 0 when there was none."""
         ...
 
     def known(self, track_id: str) -> Known | None:
@@ -141,4 +160,12 @@ class Ledger(Protocol):
 
     def close(self) -> None:
         """Let go of the store."""
+        ...
+
+
+class SharedLedger(Ledger, Protocol):
+    """A ledger that other processes write to as well."""
+
+    def wait(self, after: int, seconds: float) -> bool:
+        """Return True as soon as there is an event after `after`, False when `seconds` have passed without."""
         ...

@@ -29,6 +29,8 @@ CREATE TABLE embeddings (
 CREATE TABLE heartbeat (id INTEGER PRIMARY KEY CHECK (id = 1), written TEXT NOT NULL) STRICT;
 """
 
+NEWEST = "SELECT coalesce(max(sequence), 0) FROM events"
+
 OVERTAKEN = "EXISTS (SELECT 1 FROM events n WHERE n.track_id = e.track_id AND n.sequence > e.sequence)"
 
 HEADS = f"""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from index.encoder import TrackVectors
-from service.ledger import Embedding, Event, Head, Known, LedgerError, TrackAdded, TrackRemoved
+from service.ledger import Embedding, Event, Head, Known, LedgerError, Overtaken, TrackAdded, TrackRemoved
 from service.ledger_records import (
     PackedFeatures,
     pack_track,
@@ -19,7 +19,7 @@ from service.ledger_records import (
     unpack_track,
     unpack_vector,
 )
-from service.ledger_schema import APPLICATION_ID, EVENT, FORMAT, HEADS, OVERTAKEN, SCHEMA
+from service.ledger_schema import APPLICATION_ID, EVENT, FORMAT, HEADS, NEWEST, OVERTAKEN, SCHEMA
 
 _HEADER = b"SQLite format 3\0"
 _TRIMMED_AT_ONCE = 64  # events a transaction: whoever appends meanwhile waits for one of these
@@ -86,9 +86,11 @@ class SqliteLedger:
                 code="ledger_format",
             )
 
-    def append(self, event: Event) -> int:
+    def append(self, event: Event, after: int | None = None) -> int:
         """See Ledger."""
         with self._transaction(more=1):
+            if after is not None and (last := self._value(NEWEST)) != after:
+                raise Overtaken(last)
             if isinstance(event, TrackAdded):
                 sequence = self._add(event)
             else:
@@ -160,6 +162,11 @@ class SqliteLedger:
                 f"{self.path}: event {sequence} ({track_id}) cannot be read: {error}. Restore the file from a backup.",
                 code="ledger_damaged",
             ) from None
+
+    def newest(self) -> int:
+        """See Ledger."""
+        [(last,)] = self._rows(NEWEST)
+        return int(last)
 
     def known(self, track_id: str) -> Known | None:
         """See Ledger."""

@@ -20,7 +20,7 @@ from index.onnxmodel import ModelError
 from index.release import Release, ReleaseError
 from index.tracks import Track
 from index.vectors import checked_vectors
-from service.ledger import Embedding, Head, Ledger, LedgerError, TrackAdded
+from service.ledger import Embedding, Event, Head, Ledger, LedgerError, Overtaken, TrackAdded
 from service.settings import Settings
 from service.spaces import open_space
 
@@ -112,7 +112,7 @@ class Serving:
         def held(head: Head) -> bool:
             nonlocal after
             if holds := self._holds(head):
-                after = head.sequence  # nobody has to look at it again
+                after = max(after, head.sequence)  # nobody has to look at it again
             return holds
 
         for sequence, event in ledger.replay(after, held):
@@ -130,7 +130,7 @@ class Serving:
             else:
                 self.collection.remove(event.track_id)
             counts["added" if isinstance(event, TrackAdded) else "removed"] += 1
-            after = sequence
+            after = max(after, sequence)
         if any(counts.values()):
             log.info("ledger replayed", release=self.release.id, **counts)
         return after
@@ -162,12 +162,40 @@ class Current:
 
     A request takes `serving` once, at its start, and answers from it wholly. Whoever writes to the ledger holds
     `committing` from before the event until the track is in the collection of `serving`; a swap holds it from the last
-    events it carries over until `serving` is the new one. So no event falls between the two.
+    events it carries over until `serving` is the new one. So no event falls between the two. With a ledger that several
+    replicas share, `service.follow` holds it while it applies the events of the others.
     """
 
-    def __init__(self, serving: Serving) -> None:
+    def __init__(self, serving: Serving, reached: int) -> None:
         self.serving = serving
         self.committing = threading.Lock()
+        self.reached = reached
+        """The ledger's event up to which the collection of `serving` has everything."""
+
+    def write(self, ledger: Ledger, event: Event) -> bool:
+        """Write an event down that the caller then applies to the collection. Hold `committing`.
+
+        Returns False if other replicas wrote meanwhile: their events are applied, nothing was written, and the caller
+        decides again whether it should be. Raises LedgerError, and what `Serving.replay` raises.
+        """
+        try:
+            self.reached = ledger.append(event, self.reached)
+        except Overtaken as overtaken:
+            self.catch_up(ledger)
+            self.reached = max(self.reached, overtaken.last)
+            return False
+        return True
+
+    def catch_up(self, ledger: Ledger) -> None:
+        """Apply what others wrote to the ledger, in its order. Hold `committing`."""
+        self.reached = self.serving.replay(ledger, self.reached)
+
+    def caught_up(self, ledger: Ledger) -> Serving:
+        """Return what is served, with all that any replica had acknowledged when this was called."""
+        with self.committing:
+            if ledger.newest() > self.reached:
+                self.catch_up(ledger)
+            return self.serving
 
 
 def _unpacked(event: TrackAdded) -> NDArray[np.uint8]:

@@ -3,11 +3,12 @@
 import difflib
 import ipaddress
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from index.errors import DebutError
@@ -16,6 +17,16 @@ PREFIX = "DEBUT_"
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+
+
+def _path_or_url(value: Any) -> Any:
+    """Tell a path from the URL of a Redis."""
+    if not isinstance(value, str):
+        return value
+    if "://" in value and not value.startswith(REDIS_SCHEMES):
+        raise ValueError(f"it is neither a path nor a URL that begins with {' or '.join(REDIS_SCHEMES)}")
+    return value if "://" in value else Path(value)
 
 
 class SettingsError(DebutError):
@@ -48,9 +59,16 @@ class Settings(BaseSettings):
     release_poll_s: Seconds = Field(
         default=5.0, description="Time between two looks at which release is current, in seconds."
     )
-    ledger: Path = Field(
+    ledger: Annotated[Path | str, BeforeValidator(_path_or_url)] = Field(
         default=Path("var/ledger.sqlite"),
-        description="SQLite file of all tracks taken in or down.",
+        description="Where all tracks taken in or down are kept: a SQLite file, or redis://host:port/db for replicas.",
+    )
+    redis_password_file: Path | None = Field(
+        default=None, description="File with the password of the ledger's Redis; without it none is sent."
+    )
+    redis_unchecked: bool = Field(
+        default=False,
+        description="Start though Redis may lose what was acknowledged, or CONFIG, which tells, is forbidden.",
     )
 
     index: Literal["faiss", "milvus"] = Field(
@@ -146,8 +164,9 @@ def variable(name: str) -> str:
 def load_settings() -> Settings:
     """Read the settings from this process's environment.
 
-    Raises SettingsError for a DEBUT_ variable that does not exist, for a value that cannot be used, and for
-    an address that other machines can reach without API keys, unless DEBUT_ALLOW_ANONYMOUS is true.
+    Raises SettingsError for a DEBUT_ variable that does not exist, for a value that cannot be used, for an address
+    that other machines can reach without API keys, unless DEBUT_ALLOW_ANONYMOUS is true, and for a password in
+    DEBUT_LEDGER.
     """
     _refuse_unknown(name for name in os.environ if name.upper().startswith(PREFIX))
     try:
@@ -155,6 +174,7 @@ def load_settings() -> Settings:
     except ValidationError as error:
         raise SettingsError(_sentence(error)) from None
     _refuse_public(settings)
+    _refuse_password(settings)
     return settings
 
 
@@ -186,6 +206,15 @@ def _refuse_public(settings: Settings) -> None:
         "one), or DEBUT_ALLOW_ANONYMOUS=true if everybody is to be let in.",
         code="public_host",
     )
+
+
+def _refuse_password(settings: Settings) -> None:
+    """Whoever lists processes or reads an inspected container sees the environment."""
+    if isinstance(settings.ledger, str) and re.search(r"//[^/@]*:[^/]*@|[?&]password=", settings.ledger):
+        raise SettingsError(
+            "DEBUT_LEDGER has a password in it: write it into a file, set DEBUT_REDIS_PASSWORD_FILE to that file, and "
+            "leave it out of the URL (redis://user@host:6379/0)."
+        )
 
 
 def is_loopback(host: str) -> bool:

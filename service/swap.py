@@ -132,7 +132,7 @@ class Swapper:
                 break
         with self._current.committing:
             held = time.perf_counter()
-            serving.replay(self._ledger, last)
+            self._current.reached = serving.replay(self._ledger, last)
             old, self._current.serving = self._current.serving, serving
         done = time.perf_counter()
         del old  # takes its time, and nobody has to wait for it

@@ -256,10 +256,9 @@ async def remove_track(request: Request, track_id: str) -> Response:
     release (`python -m service fold`). Releases that were replaced hold it as long as their folders are there.
     """
     service = service_of(request)
-    row_of(service.serving.collection.view(), track_id)
     removed = await service.ingest.remove(track_id)
     if removed is None:
-        raise Problem("unknown_track", f"{track_id[:80]!r} was removed a moment ago.")
+        raise Problem("unknown_track", f"{track_id[:80]!r} is not a track here; GET /tracks?q= finds ids by title.")
     log.info("removed", track_id=track_id)
     receipt = {
         "track_id": track_id,

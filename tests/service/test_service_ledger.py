@@ -1,18 +1,21 @@
-"""The ledger: what goes in comes out, the last event of a track counts, a bad file is refused."""
+"""The ledger, in SQLite and in Redis: what goes in comes out, the last event counts, what is broken is refused."""
 
 import sqlite3
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from service_redis import RedisServer
 
 from index.encoder import TrackVectors
 from index.tracks import Track
-from service.ledger import Embedding, Head, Ledger, LedgerError, TrackAdded, TrackRemoved
+from service.ledger import Embedding, Head, Ledger, LedgerError, Overtaken, TrackAdded, TrackRemoved
 from service.ledger_records import PackedFeatures, pack_track, pack_vector, unpack_track, unpack_vector
+from service.ledger_redis import EVENT, RedisLedger
 from service.ledger_sqlite import FORMAT, SqliteLedger
 
 NOW = "2026-05-31T12:00:00.000+00:00"
@@ -45,25 +48,79 @@ def assert_same(one: TrackAdded, other: TrackAdded) -> None:
             assert x.dtype == y.dtype == np.float32
 
 
+class SqliteStore:
+    """An empty file, and what a test does to it behind the ledger's back."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def open(self) -> Ledger:
+        return SqliteLedger(self.path)
+
+    def files(self) -> bytes:
+        return b"".join(file.read_bytes() for file in self.path.parent.glob(f"{self.path.name}*"))
+
+    def damage(self, sequence: int) -> None:
+        with sqlite3.connect(self.path) as damaged:
+            damaged.execute("UPDATE events SET track = '{}' WHERE sequence = ?", (sequence,))
+        damaged.close()
+
+
+class RedisStore:
+    """The same in an empty Redis."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self.server = server
+        server.client.flushall()
+
+    def open(self) -> Ledger:
+        return RedisLedger(self.server.url)
+
+    def files(self) -> bytes:
+        return self.server.files()
+
+    def damage(self, sequence: int) -> None:
+        self.server.client.hset(f"{EVENT}{sequence}", "track", "{}")
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory):
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "ledger.sqlite"
 
 
+@pytest.fixture(params=["sqlite", "redis"])
+def store(request, path):
+    return SqliteStore(path) if request.param == "sqlite" else RedisStore(request.getfixturevalue("redis_server"))
+
+
 @pytest.fixture
-def ledger(path):
-    ledger: Ledger = SqliteLedger(path)
+def ledger(store):
+    ledger = store.open()
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture
+def file_ledger(path):
+    ledger = SqliteLedger(path)
     yield ledger
     ledger.close()
 
 
 @pytest.mark.parametrize(("clips", "parts"), [(1, True), (3, False)])
-def test_an_added_track_comes_back_bit_by_bit_after_reopening(path, clips, parts):
+def test_an_added_track_comes_back_bit_by_bit_after_reopening(store, clips, parts):
     event = added("t", 7, clips=clips, parts=parts)
-    ledger = SqliteLedger(path)
+    ledger = store.open()
     sequence = ledger.append(event)
     ledger.close()
-    ledger = SqliteLedger(path)
+    ledger = store.open()
+    assert len(ledger) == 1
     [(replayed_sequence, replayed)] = ledger.replay()
     ledger.close()
     assert replayed_sequence == sequence
@@ -91,7 +148,7 @@ def test_replay_yields_the_last_event_of_every_track_in_order(ledger):
     assert len(ledger) == 90
 
 
-def test_trimming_leaves_the_last_event_of_every_track_and_nothing_of_the_others(ledger, path):
+def test_trimming_leaves_the_last_event_of_every_track_and_nothing_of_the_others(ledger, store):
     """Replays before and after are the same; no byte of features or metadata that was overtaken is in any file."""
     seed = int(np.random.default_rng().integers(2**31))
     print(f"seed {seed}")
@@ -103,7 +160,7 @@ def test_trimming_leaves_the_last_event_of_every_track_and_nothing_of_the_others
     ledger.append(TrackRemoved("secret", NOW))
     before = list(ledger.replay())
     secret, kept = added("secret", 1001).features.data, next(e for _, e in before if isinstance(e, TrackAdded))
-    assert secret[500:600] in files(path)
+    assert secret[500:600] in store.files()
     assert ledger.trim() == 152 - len(before)
     assert len(ledger) == len(before)
     assert ledger.trim() == 0
@@ -113,14 +170,10 @@ def test_trimming_leaves_the_last_event_of_every_track_and_nothing_of_the_others
             assert_same(again, event)
         else:
             assert again == event
-    assert secret[500:600] not in files(path)
-    assert b"Song 1001" not in files(path)
-    assert kept.features.data[500:600] in files(path)
+    assert secret[500:600] not in store.files()
+    assert b"Song 1001" not in store.files()
+    assert kept.features.data[500:600] in store.files()
     assert ledger.append(added("next", 1)) > before[-1][0]  # a number is never given twice
-
-
-def files(path) -> bytes:
-    return b"".join(file.read_bytes() for file in path.parent.glob(f"{path.name}*"))
 
 
 def test_a_replay_goes_on_where_another_ended_and_passes_over_what_is_held(ledger):
@@ -134,28 +187,65 @@ def test_a_replay_goes_on_where_another_ended_and_passes_over_what_is_held(ledge
     assert [e.track_id for _, e in ledger.replay(held=lambda _: True)] == ["c"]  # a removal is never held
 
 
-def test_what_comes_in_while_it_is_replayed_is_replayed_and_what_is_trimmed_is_not(ledger):
-    for number in range(3):
+def test_an_event_is_added_after_the_one_that_was_named_or_not_at_all(ledger):
+    assert ledger.newest() == 0
+    first = ledger.append(added("a", 1), after=0)
+    assert ledger.newest() == first
+    with pytest.raises(Overtaken) as refused:
+        ledger.append(added("a", 2), after=0)
+    assert refused.value.last == first
+    assert ledger.known("a").content_sha256 == f"{1:064x}"
+    second = ledger.append(TrackRemoved("a", NOW), after=first)
+    assert second > first
+    with pytest.raises(Overtaken):
+        ledger.append(added("a", 2), after=first)
+    assert len(ledger) == 2
+    ledger.trim()
+    assert ledger.append(added("a", 3), after=second) > second
+
+
+def test_of_writers_that_know_the_same_one_is_first(ledger):
+    outcomes = []
+
+    def write(number: int) -> None:
+        try:
+            outcomes.append(ledger.append(added("t", number), after=0))
+        except Overtaken:
+            outcomes.append(None)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(outcomes, key=str) == [1, None, None, None]
+    assert len(list(ledger.replay())) == 1
+
+
+def test_what_comes_in_while_it_is_replayed_is_replayed(ledger):
+    """Of what is trimmed meanwhile, a few may have been read already: then what overtook them follows."""
+    for number in range(40):
         ledger.append(added(f"t{number}", number))
     seen = []
     for _, event in ledger.replay():
         if not seen:
-            ledger.append(added("t2", 7))
-            ledger.append(TrackRemoved("t1", NOW))
+            ledger.append(added("t39", 7))
+            ledger.append(TrackRemoved("t38", NOW))
             assert ledger.trim() == 2
         seen.append((event.track_id, type(event).__name__))
-    assert seen == [("t0", "TrackAdded"), ("t2", "TrackAdded"), ("t1", "TrackRemoved")]
+    rest = [("t39", "TrackAdded"), ("t38", "TrackRemoved")]
+    assert seen == [*((f"t{number}", "TrackAdded") for number in range(38)), *rest]
 
 
-def test_another_process_can_read_while_one_writes(ledger, path):
-    ledger.append(added("a", 1))
+def test_another_process_can_read_while_one_writes(file_ledger, path):
+    file_ledger.append(added("a", 1))
     reader = SqliteLedger(path, read_only=True)
-    ledger.append(added("b", 2))
+    file_ledger.append(added("b", 2))
     assert [event.track_id for _, event in reader.replay()] == ["a", "b"]
     with pytest.raises(LedgerError, match="cannot be written"):
         reader.append(added("c", 3))
     reader.close()
-    ledger.check()
+    file_ledger.check()
 
 
 def test_a_ledger_that_no_one_has_open_can_be_read(path):
@@ -184,6 +274,10 @@ def test_renewing_replaces_the_embedding_and_leaves_the_event(ledger):
     old = added("t", 1)
     assert_same(event, TrackAdded(old.track, old.content_sha256, old.features, new, old.created))
     assert len(ledger) == 1
+    bare = added("t", 3, parts=False).embedding  # what the new model has no part for goes
+    ledger.renew(sequence, bare)
+    [(_, event)] = ledger.replay()
+    assert_same(event, TrackAdded(old.track, old.content_sha256, old.features, bare, old.created))
 
 
 def test_events_from_many_threads_all_arrive(ledger):
@@ -212,11 +306,11 @@ def test_a_failed_write_leaves_nothing_and_the_next_one_works(ledger):
     assert len(ledger) == 1
 
 
-def test_a_second_process_cannot_open_it(ledger, path):
+def test_a_second_process_cannot_open_it(file_ledger, path):
     with pytest.raises(LedgerError, match="in use by another process") as refused:
         SqliteLedger(path)
     assert refused.value.code == "ledger_busy"
-    ledger.check()
+    file_ledger.check()
 
 
 @pytest.mark.parametrize("content", [b"this is not a database, but it is long enough to be read as one" * 20, b"x"])
@@ -255,14 +349,12 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     assert refused.value.code == "ledger_unwritable"
 
 
-def test_a_damaged_event_is_an_error_that_names_it(path):
-    ledger = SqliteLedger(path)
+def test_a_damaged_event_is_an_error_that_names_it(store):
+    ledger = store.open()
     sequence = ledger.append(added("broken"))
     ledger.close()
-    with sqlite3.connect(path) as damaged:
-        damaged.execute("UPDATE events SET track = '{}' WHERE sequence = ?", (sequence,))
-    damaged.close()
-    ledger = SqliteLedger(path)
+    store.damage(sequence)
+    ledger = store.open()
     with pytest.raises(LedgerError, match=f"event {sequence} \\(broken\\) cannot be read") as found:
         list(ledger.replay())
     assert found.value.code == "ledger_damaged"

@@ -252,7 +252,7 @@ def test_pages_hold_caps_and_never_repeat_while_the_catalogue_changes(client, id
         upload(client, clip, track_id=f"new-{turn}", title="New", artist=f"Band {turn}")
         again = client.get(f"/tracks/{rng.choice(seen)}").json()  # replaced: it has another row from now on
         names = {name: again[name] for name in ("track_id", "artist")}
-        assert upload(client, clip, title="Again", replace="true", **names).status_code == 201
+        assert upload(client, clip, title=f"Again {turn}", replace="true", **names).status_code == 201
         client.delete(f"/tracks/{rng.choice([i for i in ids[1:] if i not in seen] or ['none'])}")
     assert len(seen) == len(set(seen)) > 12
     assert max(artists.values()) <= 3
