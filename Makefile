@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
 ONCE ?=
+CONTAINER_TOOL ?= docker
 JOBS ?= 2
 # A file of tests stays in one process, with what it shares; a process of its own to each core, so one thread to each.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: help demo serve test test-all lint format bench bench-larp clean
+.PHONY: help demo serve test test-all lint format bench bench-larp up verify-docker clean
 
 help:            ## list the verbs
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
@@ -37,6 +38,12 @@ bench: $(VENV)/ready  ## measure: ratios taken in one run
 
 bench-larp: $(VENV)/ready  ## LARP's ablation on five synthetic worlds, against chance and the best possible answer
 	@$(BIN)/python -m benchmarks.larp_world
+
+up:              ## Debut in containers, on 127.0.0.1:8000 (docs/deploy.md)
+	@$(CONTAINER_TOOL) compose up
+
+verify-docker:   ## bring the containers up in a project of their own, prove what docs/deploy.md promises, take them down
+	@CONTAINER_TOOL="$(CONTAINER_TOOL)" docker/verify
 
 clean:           ## remove the environment, releases and caches
 	rm -rf $(VENV) var .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
