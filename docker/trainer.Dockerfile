@@ -22,8 +22,8 @@ LABEL org.opencontainers.image.title="Debut: trainer" \
       org.opencontainers.image.description="Learns where a track belongs, and publishes releases for the service." \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN groupadd --gid 10001 debut \
- && useradd --uid 10001 --gid debut --no-create-home --home-dir /work --shell /usr/sbin/nologin --no-log-init debut \
- && install --directory --owner=debut --group=debut --mode=750 /releases /work
+ && useradd --uid 10001 --gid debut --no-create-home --home-dir /scratch --shell /usr/sbin/nologin --no-log-init debut \
+ && install --directory --owner=debut --group=debut --mode=750 /releases /scratch
 COPY --from=packages /opt/venv /opt/venv
 COPY demo /app/demo
 COPY index /app/index
@@ -33,8 +33,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    HOME=/work \
+    HOME=/scratch \
     MPLCONFIGDIR=/tmp/matplotlib
-WORKDIR /work
+WORKDIR /scratch
 USER 10001:10001
 CMD ["demo-release"]
