@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -244,8 +245,11 @@ def _verify(path: Path, manifest: Manifest) -> None:
             f"{path} lacks {sorted(expected - found)} and holds {sorted(found - expected)} beyond its "
             "manifest; copy or publish the release again"
         )
+    heaviest = sorted(manifest.files, key=lambda name: -manifest.files[name].bytes)  # first, so that no core waits
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        digests = dict(zip(heaviest, pool.map(lambda name: _digest(path / name), heaviest), strict=True))
     for name, entry in manifest.files.items():
-        actual = _digest(path / name)
+        actual = digests[name]
         if actual != entry:
             raise ReleaseError(
                 f"{path / name} is damaged: {actual.bytes:,} bytes with SHA-256 {actual.sha256[:12]} "
