@@ -16,9 +16,9 @@ import numpy as np
 from benchmarks import audience_world
 from benchmarks.folder import Folder
 from benchmarks.timing import milliseconds
-from index.audience import Audience, AudienceResult
+from index.audience.cat import Audience, AudienceResult
+from index.audience.reach import EVERYBODY
 from index.collection import Collection
-from index.reach import EVERYBODY
 
 LISTENERS, TRACKS, DIMS = 100_000, 100_000, 256
 QUESTIONS, SLOW, COMPARED = 200, 20, 100

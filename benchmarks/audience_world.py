@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from index.audience import write_audience
+from index.audience.cat import write_audience
 from index.collection import write_collection
-from index.tracks import Track
+from index.tracks.track import Track
 
 GENRES, TASTES_EACH = 40, 10
 SPREAD = 0.8

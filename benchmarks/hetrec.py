@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
 
-from index.fields import FieldSpec
-from index.tracks import Track
+from index.models.fields import FieldSpec
+from index.tracks.track import Track
 from training.bcl.config import BclConfig, bcl_preset
 from training.bcl.train import train_bcl
 from training.data.dataset import TEST, DataSet

@@ -189,11 +189,11 @@ def publish_release(root: Path) -> None:
     """Publish a release of CATALOGUE random tracks with full-sized towers under `root`."""
     import torch
 
-    from index.audience import write_audience
+    from index.audience.cat import write_audience
     from index.collection import write_collection
-    from index.fields import FieldSet, FieldSpec
-    from index.release import publish
-    from index.tracks import Track
+    from index.models.fields import FieldSet, FieldSpec
+    from index.release.release import publish
+    from index.tracks.track import Track
     from training.bcl.config import BclConfig
     from training.bcl.export import export_matcher
     from training.bcl.model import Bcl

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from benchmarks.timing import interleaved
-from index.tracks import Track
+from index.tracks.track import Track
 from training.data.dataset import DataSet, Playlists
 from training.larp.config import AudioTowerConfig, LarpConfig, StageConfig, TextTowerConfig
 from training.larp.corpus import Corpus

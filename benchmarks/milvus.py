@@ -15,9 +15,9 @@ import numpy as np
 
 from benchmarks.search import DIMS
 from benchmarks.timing import interleaved, milliseconds
-from index.milvus import Milvus, MilvusSegment
-from index.segmented import SegmentedIndex
-from index.segments import write_sealed
+from index.search.milvus import Milvus, MilvusSegment
+from index.search.segmented import SegmentedIndex
+from index.search.segments import write_sealed
 
 K, ROUNDS = 100, 20
 

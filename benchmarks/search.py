@@ -17,11 +17,11 @@ import numpy as np
 
 from benchmarks.folder import Folder
 from benchmarks.timing import interleaved, milliseconds
-from index.catalogue import Catalogue, write_catalogue
-from index.exact import ExactIndex
-from index.segmented import SEAL_AT, SegmentedIndex
-from index.segments import HNSW_SEARCH, write_sealed
-from index.tracks import Track
+from index.search.exact import ExactIndex
+from index.search.segmented import SEAL_AT, SegmentedIndex
+from index.search.segments import HNSW_SEARCH, write_sealed
+from index.tracks.catalogue import Catalogue, write_catalogue
+from index.tracks.track import Track
 
 DIMS, K, CLUSTERS, QUERIES, FRESH = 256, 10, 2000, 500, 50_000
 Row = tuple[str, str]

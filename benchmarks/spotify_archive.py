@@ -20,7 +20,7 @@ import torch
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from index.caption import caption
+from index.models.caption import caption
 from training.data.dataset import TEST, DataSet
 from training.evaluation import continuation
 from training.evaluation.vectors import Vectors, unit

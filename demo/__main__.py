@@ -11,7 +11,7 @@ import httpx
 
 from demo.process import Service, ServiceError
 from demo.tour import TourError, tour
-from index.release import Release, ReleaseError
+from index.release.release import Release, ReleaseError
 
 DATA = Path(__file__).parent / "data"
 

@@ -32,8 +32,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from index.audio import decode
-from index.features import log_mel
+from index.sound.audio import decode
+from index.sound.features import log_mel
 
 LISTENERS = 600
 SEED = 20_250

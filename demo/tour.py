@@ -11,8 +11,8 @@ from urllib.parse import urlencode
 import httpx
 import pyarrow.parquet as pq
 
-from index.catalogue import Catalogue
-from index.release import Release
+from index.release.release import Release
+from index.tracks.catalogue import Catalogue
 
 SHOWN = 10  # tracks and listeners printed of an answer
 

@@ -9,15 +9,15 @@ from typing import get_args
 
 import numpy as np
 
-from index.catalogue import Filters
-from index.checkup import checkup
 from index.collection import SPACES, Collection
 from index.errors import DebutError
-from index.milvus import Milvus
-from index.release import Release, activate
-from index.reseal import reseal
-from index.segmentfile import Kind
-from index.segments import SealedSegment
+from index.release.checkup import checkup
+from index.release.release import Release, activate
+from index.release.reseal import reseal
+from index.search.milvus import Milvus
+from index.search.segmentfile import Kind
+from index.search.segments import SealedSegment
+from index.tracks.catalogue import Filters
 
 Row = Sequence[object]
 Verb = Callable[[argparse.Namespace], bool]

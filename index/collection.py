@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from index.catalogue import Catalogue, CatalogueView, ReleaseFiles
-from index.catalogue_file import write_catalogue
 from index.errors import DebutError
 from index.growing import GrowingArray
-from index.segmented import SegmentedIndex
-from index.segments import write_sealed
-from index.tracks import Track
-from index.vectors import VectorIndex, Vectors, VectorView, checked_rows, checked_vectors
+from index.search.segmented import SegmentedIndex
+from index.search.segments import write_sealed
+from index.search.vectors import VectorIndex, Vectors, VectorView, checked_rows, checked_vectors
+from index.tracks.catalogue import Catalogue, CatalogueView, ReleaseFiles
+from index.tracks.catalogue_file import write_catalogue
+from index.tracks.track import Track
 
 if TYPE_CHECKING:
-    from index.encoder import TrackVectors
+    from index.models.encoder import TrackVectors
 
 PARTS = ("audio", "text")
 SPACES = ("continuation", "matching")

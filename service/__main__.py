@@ -21,9 +21,9 @@ from index.errors import DebutError
 from service import check, logs
 from service.app import create_app
 from service.bulk import command as bulk
-from service.connection import Connection
-from service.folding import fold_ledger
-from service.keys import SCOPES, new_key
+from service.http.connection import Connection
+from service.http.keys import SCOPES, new_key
+from service.serving.folding import fold_ledger
 from service.settings import Settings, SettingsError, load_settings
 
 CANNOT_START = 2

@@ -8,24 +8,24 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from index.release import pointer
-from service import openapi, problems
-from service.follow import Follower
-from service.idempotency import Answers
-from service.ingest import Ingest
-from service.jobs import Jobs
-from service.keys import KeyRing
-from service.ledger import Ledger
-from service.ledger_redis import RedisLedger
-from service.ledgers import open_ledger
-from service.limits import Queue
+from index.release.release import pointer
+from service.http import openapi, problems
+from service.http.idempotency import Answers
+from service.http.keys import KeyRing
+from service.http.limits import Queue
+from service.http.requests import RequestScope
+from service.http.security import Gate
+from service.ingest.ingest import Ingest
+from service.ingest.jobs import Jobs
+from service.ledger.ledger import Ledger
+from service.ledger.opening import open_ledger
+from service.ledger.redis_streams import RedisLedger
 from service.metrics import Metrics
-from service.requests import RequestScope
 from service.routes import audience, health, ingests, playlists, tracks
-from service.security import Gate
-from service.serving import Current, Serving
+from service.serving.follow import Follower
+from service.serving.serving import Current, Serving
+from service.serving.swap import Swapper, trim
 from service.settings import Settings
-from service.swap import Swapper, trim
 
 VERSION = version("debut")
 

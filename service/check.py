@@ -13,10 +13,10 @@ from typing import Literal, NamedTuple
 
 from index.errors import DebutError
 from service import logs
-from service.ledger import LedgerError, TrackAdded
-from service.ledger_sqlite import SqliteLedger
-from service.ledgers import open_ledger
-from service.serving import Serving
+from service.ledger.ledger import LedgerError, TrackAdded
+from service.ledger.opening import open_ledger
+from service.ledger.sqlite import SqliteLedger
+from service.serving.serving import Serving
 from service.settings import Settings, load_settings
 
 LITTLE_ROOM = 1 << 30

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from index.release import Release
+from index.release.release import Release
 from training.pipeline import Pipeline
 
 

@@ -81,7 +81,7 @@ def _counts(text: str) -> tuple[int, ...]:
 
 def _fields(work: Path) -> tuple[str, ...]:
     """The columns that BCL was trained with: what the catalogue and the baselines must see too."""
-    from index.tracks import Track
+    from index.tracks.track import Track
     from training.bcl.config import load_config
     from training.workspace import Workspace
 

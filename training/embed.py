@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from index.audio import AudioError, decode
-from index.encoder import Encoder, EncoderError, TrackVectors
 from index.errors import DebutError
-from index.features import log_mel
-from index.tracks import Track
+from index.models.encoder import Encoder, EncoderError, TrackVectors
+from index.sound.audio import AudioError, decode
+from index.sound.features import log_mel
+from index.tracks.track import Track
 from training.data.dataset import DataSet
 from training.progress import Progress
 

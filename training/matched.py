@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from index.listening_file import ACTIVITY
-from index.tracks import Track
+from index.audience.listening_file import ACTIVITY
+from index.tracks.track import Track
 from training.data.splits import TRAIN, VALID
 from training.evaluation.audience import AudienceProtocol, evaluate_audience
 from training.evaluation.cat import cat_scorer
@@ -27,7 +27,7 @@ _VECTORS, _FACTS = "vectors.npy", "matched.json"
 @dataclass(frozen=True)
 class Matched:
     """`vectors` f32 [N, d] of all tracks, unit (NaN rows without one); their first `trained` components are z, times a
-    constant. `activity`: the power of `index.listening_file.write_audience`.
+    constant. `activity`: the power of `index.audience.listening_file.write_audience`.
     """
 
     vectors: NDArray[np.float32]

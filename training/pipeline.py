@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from index.caption import CLAUSES
-from index.encoder import Encoder, encoder_id
-from index.listening_file import ACTIVITY
-from index.matcher import Matcher
-from index.release import Release
+from index.audience.listening_file import ACTIVITY
+from index.models.caption import CLAUSES
+from index.models.encoder import Encoder, encoder_id
+from index.models.matcher import Matcher
+from index.release.release import Release
 from training.bcl.checkpoint import load_bcl
 from training.bcl.config import BclConfig
 from training.bcl.export import export_matcher

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from index.audience import write_audience
+from index.audience.cat import write_audience
 from index.collection import write_collection
-from index.encoder import encoder_id
-from index.release import Release, publish
+from index.models.encoder import encoder_id
+from index.release.release import Release, publish
 from training.data.dataset import TRAIN, DataSet, Listens
 from training.embed import Embeddings
 from training.matched import Matched
@@ -34,7 +34,7 @@ def publish_release(
     """Publish the tracks `rows` of `dataset` under `root`, atomically.
 
     Only training listens make audiences, and only training playlists and listens count as interactions: valid and test
-    tracks are in the catalogue as cold as they are. Raises what `index.release.publish` raises.
+    tracks are in the catalogue as cold as they are. Raises what `index.release.release.publish` raises.
     """
     interactions = _interactions(dataset)
     listens = training_listens(dataset)

@@ -12,9 +12,9 @@ from typing import Any
 import av
 import orjson
 
-from index.containers import AudioError, sniff
 from index.errors import DebutError
-from service.schemas import TrackMetadata
+from index.sound.containers import AudioError, sniff
+from service.http.schemas import TrackMetadata
 
 SUFFIXES = frozenset([".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".mp4", ".oga", ".ogg", ".opus", ".wav"])
 PATH, CONTENT = "path", "content"

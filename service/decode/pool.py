@@ -12,12 +12,12 @@ from typing import IO
 
 import structlog
 
-from index.audio import AudioError, AudioLimits
+from index.sound.audio import AudioError, AudioLimits
 from service.decode.wire import Heard, NonsenseError, listen, receive_heard, send_request, text
+from service.http.problems import KINDS, Problem
+from service.http.upload import room_for_upload
 from service.metrics import Metrics
-from service.problems import KINDS, Problem
 from service.settings import Settings
-from service.upload import room_for_upload
 
 JOBS = 500  # files that one process decodes before a fresh one takes its place
 START_S = 60.0  # seconds that a process may take to start

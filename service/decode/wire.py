@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from index.audio import MAX_CLIPS, AudioLimits
-from index.features import FRAMES, MELS
+from index.sound.audio import MAX_CLIPS, AudioLimits
+from index.sound.features import FRAMES, MELS
 
 _LENGTH = struct.Struct(">I")
 _MAX_HEAD = 1 << 16  # bytes of JSON

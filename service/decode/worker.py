@@ -15,8 +15,8 @@ from errno import ENOMEM
 from pathlib import Path
 from typing import BinaryIO
 
-from index.audio import AudioError, AudioLimits, decode
-from index.features import log_mel
+from index.sound.audio import AudioError, AudioLimits, decode
+from index.sound.features import log_mel
 from service.decode.wire import Heard, receive_request, say, send_heard
 
 _FILES = 32  # descriptors: the line, standard ones, one recording, and what an import may want

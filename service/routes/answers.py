@@ -9,8 +9,8 @@ from fastapi import Request
 from starlette.responses import Response
 
 from index.collection import CollectionView
-from index.tracks import Track
-from service.problems import Problem
+from index.tracks.track import Track
+from service.http.problems import Problem
 
 if TYPE_CHECKING:
     from service.app import Service

@@ -10,13 +10,13 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from index.audience import Audience
+from index.audience.cat import Audience
 from index.collection import CollectionView
-from service.limits import within
-from service.openapi import failures
-from service.problems import Problem
+from service.http.limits import within
+from service.http.openapi import failures
+from service.http.problems import Problem
+from service.http.schemas import AudienceResponse
 from service.routes.answers import json_answer, row_of, searching, service_of
-from service.schemas import AudienceResponse
 
 router = APIRouter(tags=["audience"])
 

@@ -7,9 +7,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response
 
 from index.errors import DebutError
+from service.http.openapi import failures
+from service.http.problems import Problem
 from service.metrics import CONTENT_TYPE
-from service.openapi import failures
-from service.problems import Problem
 from service.routes.answers import json_answer, service_of
 
 router = APIRouter(tags=["health"])

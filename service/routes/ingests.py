@@ -3,10 +3,10 @@
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.openapi import failures
-from service.problems import RETRY_AFTER_S, Problem
+from service.http.openapi import failures
+from service.http.problems import RETRY_AFTER_S, Problem
+from service.http.schemas import IngestStatus
 from service.routes.answers import json_answer, service_of
-from service.schemas import IngestStatus
 
 router = APIRouter(tags=["tracks"])
 

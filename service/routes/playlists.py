@@ -3,12 +3,12 @@
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.bodies import read_json
-from service.limits import check_continue
-from service.openapi import failures, reference
-from service.recommend import continue_playlist
+from service.http.bodies import read_json
+from service.http.limits import check_continue
+from service.http.openapi import failures, reference
+from service.http.schemas import ContinueRequest, ContinueResponse
+from service.recommend.recommend import continue_playlist
 from service.routes.answers import json_answer, searching, service_of
-from service.schemas import ContinueRequest, ContinueResponse
 
 router = APIRouter(tags=["playlists"])
 

@@ -9,16 +9,16 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from service.idempotency import HEADER, Answer, fingerprint, key_of
-from service.ingest import Ingested
-from service.jobs import Job
+from service.http.idempotency import HEADER, Answer, fingerprint, key_of
+from service.http.openapi import failures, reference
+from service.http.problems import Problem
+from service.http.schemas import IngestResponse, IngestStatus, Removal, SearchResponse, TrackDocument, TrackMetadata
+from service.http.upload import Upload, receive
+from service.ingest.ingest import Ingested
+from service.ingest.jobs import Job
+from service.ingest.quality import quality
 from service.metrics import Stopwatch
-from service.openapi import failures, reference
-from service.problems import Problem
-from service.quality import quality
 from service.routes.answers import json_answer, row_of, searching, service_of, track_document
-from service.schemas import IngestResponse, IngestStatus, Removal, SearchResponse, TrackDocument, TrackMetadata
-from service.upload import Upload, receive
 
 if TYPE_CHECKING:
     from service.app import Service

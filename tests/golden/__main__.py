@@ -16,14 +16,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from index.caption import caption
+from index.audience.listening_file import write_audience
 from index.collection import write_collection
-from index.encoder import Encoder, encoder_id
-from index.fields import FieldSet, FieldSpec
-from index.listening_file import write_audience
-from index.matcher import Matcher
-from index.release import publish
-from index.tracks import Track
+from index.models.caption import caption
+from index.models.encoder import Encoder, encoder_id
+from index.models.fields import FieldSet, FieldSpec
+from index.models.matcher import Matcher
+from index.release.release import publish
+from index.tracks.track import Track
 from tests.golden.golden_figures import FOLDER, clip, figures
 
 DIMS, MATCHING, LISTENERS = 16, 8, 24

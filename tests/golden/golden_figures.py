@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from index.audience import Audience
-from index.catalogue import Filters
+from index.audience.cat import Audience
 from index.collection import Collection
-from index.encoder import Encoder
-from index.features import FRAMES, MELS
-from index.matcher import Matcher
-from index.release import FORMAT, Release
-from index.tracks import Track
+from index.models.encoder import Encoder
+from index.models.matcher import Matcher
+from index.release.release import FORMAT, Release
+from index.sound.features import FRAMES, MELS
+from index.tracks.catalogue import Filters
+from index.tracks.track import Track
 
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE / f"format-{FORMAT}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from golden_figures import FOLDER, HERE, figures
 
-from index.release import FORMAT, MANIFEST, Release, ReleaseError
+from index.release.release import FORMAT, MANIFEST, Release, ReleaseError
 
 FORMATS = sorted(HERE.glob("format-*"))
 FILES = sorted(path.relative_to(FOLDER / "release") for path in FOLDER.rglob("release/**/*") if path.is_file())

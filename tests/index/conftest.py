@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, ClapAudioConfig, ClapAudioModel
 
-from index.fields import FieldSet, FieldSpec
-from index.tracks import Track
+from index.models.fields import FieldSet, FieldSpec
+from index.tracks.track import Track
 
 # On a busy machine an example may take any time; a failure prints what repeats it.
 hypothesis.settings.register_profile("debut", deadline=None, print_blob=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from index.collection import write_collection
-from index.tracks import Track
+from index.tracks.track import Track
 
 
 def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:

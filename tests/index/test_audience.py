@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from index_examples import Folder, embedded, unit, write_folder
 
-from index import audience as cat
-from index import listening_file, ranking, reach
-from index.audience import Audience, AudienceError, write_audience
+from index.audience import cat as cat
+from index.audience import listening_file, ranking, reach
+from index.audience.cat import Audience, AudienceError, write_audience
+from index.audience.listening import ARRAYS, Listening
+from index.audience.ranking import labelled, quotas, ranked, select, survey
+from index.audience.reach import Affinity
 from index.collection import Collection
-from index.listening import ARRAYS, Listening
-from index.ranking import labelled, quotas, ranked, select, survey
-from index.reach import Affinity
-from index.tracks import Track
+from index.tracks.track import Track
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_repeated_pairs_add_up_and_silent_ones_do_not_count(tmp_path, rng):
 
 
 def test_vectors_do_not_depend_on_the_blocks_they_are_made_in(world, tmp_path, monkeypatch):
-    monkeypatch.setattr("index.listening_file._ENTRIES_AT_ONCE", 11)
+    monkeypatch.setattr("index.audience.listening_file._ENTRIES_AT_ONCE", 11)
     plays = world.plays.astype(np.float32)
     write_audience(tmp_path / "b", world.ids, world.listener, world.row, plays, world.matching)
     again = Listening.open(tmp_path / "b")

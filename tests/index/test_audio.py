@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recordings import FORMATS, SONGS, encode, glide, glide_at, song_samples
 
-from index.audio import AudioError, AudioLimits, decode, decode_span, repeat_pad, window_starts
-from index.features import CLIP_SAMPLES, SAMPLE_RATE
+from index.sound.audio import AudioError, AudioLimits, decode, decode_span, repeat_pad, window_starts
+from index.sound.features import CLIP_SAMPLES, SAMPLE_RATE
 
 # How far from the encoded sound a codec may be: RMS of the difference over RMS of the sound. One sample too
 # early or late is 0.09 or more in the windows below (the tone stands at 800 Hz or higher).

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from recordings import FORMATS, SONGS, encode, glide_at, song_samples
 
-from index import streams
-from index.audio import AudioError, decode
-from index.mpegframes import frame_table
+from index.sound import streams
+from index.sound.audio import AudioError, decode
+from index.sound.mpegframes import frame_table
 
 RATE = 24_000
 SECONDS = 13

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from index.caption import CLAUSES, caption, fields, split_fields
-from index.tracks import Track
+from index.models.caption import CLAUSES, caption, fields, split_fields
+from index.tracks.track import Track
 
 FULL = Track("t", title="Gute Nacht", artist="Franz Schubert", album="Winterreise")
 

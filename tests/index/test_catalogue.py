@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from index_examples import Folder
 
-from index.catalogue import Catalogue, CatalogueError, Filters, write_catalogue
-from index.catalogue_file import SCHEMA, SealedTracks
-from index.titles import fold
-from index.tracks import Track
+from index.tracks.catalogue import Catalogue, CatalogueError, Filters, write_catalogue
+from index.tracks.catalogue_file import SCHEMA, SealedTracks
+from index.tracks.titles import fold
+from index.tracks.track import Track
 
 FULL = Track(
     "t-1",

@@ -10,8 +10,8 @@ from index_examples import unit
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_samples
 
-from index import clustering
-from index.clustering import cluster, distances, silhouettes
+from index.audience import clustering
+from index.audience.clustering import cluster, distances, silhouettes
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from index_examples import Folder, embedded, unit, write_folder
 
-from index.catalogue import Filters
-from index.catalogue_file import CatalogueError
 from index.collection import Collection, CollectionError, CollectionView, write_collection
-from index.segments import SegmentError
-from index.tracks import Track
+from index.search.segments import SegmentError
+from index.tracks.catalogue import Filters
+from index.tracks.catalogue_file import CatalogueError
+from index.tracks.track import Track
 
 N = 30
 

@@ -14,10 +14,10 @@ import torch
 from conftest import DIMS, MAX_TOKENS
 from recordings import song_samples
 
-from index.audio import repeat_pad
-from index.encoder import Encoder, EncoderError, continuation, encoder_id, l2
-from index.features import log_mel
-from index.onnxmodel import ModelError, OnnxModel
+from index.models.encoder import Encoder, EncoderError, continuation, encoder_id, l2
+from index.models.onnxmodel import ModelError, OnnxModel
+from index.sound.audio import repeat_pad
+from index.sound.features import log_mel
 
 TEXTS = ["der abend im wald", "A track by Franz, on album Mai", "clara", "nachten " * 40, "Ünknown wörds 7"]
 

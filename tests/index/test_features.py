@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from recordings import SONGS, song_samples
 from transformers import ClapFeatureExtractor
 
-from index.features import CLIP_SAMPLES, FRAMES, HOP, MAX_DB, MELS, dequantise, log_mel, quantise
+from index.sound.features import CLIP_SAMPLES, FRAMES, HOP, MAX_DB, MELS, dequantise, log_mel, quantise
 
 TIMES = np.arange(CLIP_SAMPLES) / 48_000
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from index.fields import MULTI_SLOTS, FieldsError, FieldSet, FieldSpec
-from index.tracks import Track
+from index.models.fields import MULTI_SLOTS, FieldsError, FieldSet, FieldSpec
+from index.tracks.track import Track
 
 SPECS = (
     FieldSpec("artist", "categorical", "artist"),

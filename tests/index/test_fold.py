@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from index_examples import embedded, unit
 
-from index.audience import Audience
-from index.catalogue import Filters
+from index.audience.cat import Audience
+from index.audience.listening import Listening
+from index.audience.listening_file import write_audience
 from index.collection import Collection, CollectionView, write_collection
-from index.fold import MARKS, Changes, FoldError, fold, read_marks
-from index.listening import Listening
-from index.listening_file import write_audience
-from index.release import Release, ReleaseError, publish
-from index.tracks import Track
+from index.release.fold import MARKS, Changes, FoldError, fold, read_marks
+from index.release.release import Release, ReleaseError, publish
+from index.tracks.catalogue import Filters
+from index.tracks.track import Track
 
 N, LISTENERS = 30, 20
 FACTS = {"dims": {"continuation": 16, "matching": 8}, "counts": {"tracks": N, "playlists": 7}, "data": "abc"}

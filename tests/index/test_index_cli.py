@@ -13,13 +13,13 @@ import pytest
 from index_examples import unit
 
 from index.__main__ import main
-from index.audience import write_audience
+from index.audience.cat import write_audience
 from index.collection import Collection, write_collection
-from index.encoder import encoder_id
-from index.exact import ExactIndex
-from index.release import Release, publish
-from index.segments import SealedSegment
-from index.tracks import Track
+from index.models.encoder import encoder_id
+from index.release.release import Release, publish
+from index.search.exact import ExactIndex
+from index.search.segments import SealedSegment
+from index.tracks.track import Track
 
 N, LISTENERS = 60, 9
 

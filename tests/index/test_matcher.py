@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from index.fields import FieldsError
-from index.matcher import Matcher
-from index.onnxmodel import ModelError
-from index.tracks import Track
+from index.models.fields import FieldsError
+from index.models.matcher import Matcher
+from index.models.onnxmodel import ModelError
+from index.tracks.track import Track
 
 RANDOM = np.random.default_rng(3)
 

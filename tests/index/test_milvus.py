@@ -13,12 +13,12 @@ import test_vector_index as suite
 from index_examples import unit
 from test_vector_index import DIMS, SEALED, exact, rng
 
-from index import milvus
 from index.__main__ import main
-from index.milvus import Milvus, MilvusError, collection_name
-from index.release import publish
-from index.segmented import SegmentedIndex
-from index.segments import write_sealed
+from index.release.release import publish
+from index.search import milvus
+from index.search.milvus import Milvus, MilvusError, collection_name
+from index.search.segmented import SegmentedIndex
+from index.search.segments import write_sealed
 
 assert rng  # the suite's generator
 NUMBER = itertools.count()

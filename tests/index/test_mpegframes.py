@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import encode, glide_at
 
-from index.mpegframes import after_id3, first_frame, frame_table
+from index.sound.mpegframes import after_id3, first_frame, frame_table
 
 LIMIT_S = 1e5
 

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LET_GO = """
 import signal, sys, threading
 from pathlib import Path
-from index.onnxmodel import OnnxModel
+from index.models.onnxmodel import OnnxModel
 
 models = [OnnxModel(Path(sys.argv[1]), 1)]
 thread = threading.Thread(target=models.clear)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from index.exact import ExactIndex
-from index.prior import popularity, search_with_prior
+from index.search.exact import ExactIndex
+from index.search.prior import popularity, search_with_prior
 
 SEED = 11
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from index import release as release_module
-from index.release import CURRENT, MANIFEST, Release, ReleaseError, activate, publish
+from index.release import release as release_module
+from index.release.release import CURRENT, MANIFEST, Release, ReleaseError, activate, publish
 
 FACTS = {
     "dims": {"continuation": 256, "matching": 128},
@@ -295,7 +295,7 @@ class TestWhereTheReleaseIs:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from index import release
+from index.release import release
 
 root, place = Path(sys.argv[1]), sys.argv[2]
 

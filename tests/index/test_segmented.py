@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from index_examples import unit
 
-from index import segmented
-from index.exact import ExactIndex
-from index.parts import due
-from index.segmented import SegmentedIndex
-from index.segmentfile import sealed_index
-from index.segments import SegmentError, write_sealed
+from index.search import segmented
+from index.search.exact import ExactIndex
+from index.search.parts import due
+from index.search.segmented import SegmentedIndex
+from index.search.segmentfile import sealed_index
+from index.search.segments import SegmentError, write_sealed
 
 DIMS = 8
 ROWS = 48
@@ -319,7 +319,7 @@ def test_what_cannot_be_written_is_served_from_memory_and_tried_again(tmp_path, 
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("index.statefolder.save_index", full)
+        patch.setattr("index.search.statefolder.save_index", full)
         index.add(np.arange(20, 30), vectors[20:30])
         wait_for(lambda: caplog.records)
         with pytest.raises(OSError, match="no space"):
@@ -328,7 +328,7 @@ def test_what_cannot_be_written_is_served_from_memory_and_tried_again(tmp_path, 
         logging.ERROR, "sealing failed, and is tried again after 10 more vectors: no space left on device"
     )  # fmt: skip
     with monkeypatch.context() as patch:
-        patch.setattr("index.statefolder._write", full)
+        patch.setattr("index.search.statefolder._write", full)
         with pytest.raises(OSError, match="no space"):
             index.seal()
     index.add([30], vectors[30:31])

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from index_examples import unit
 
-from index import segmentfile, segments
-from index.exact import ExactIndex
-from index.segmented import SegmentedIndex
-from index.segments import SealedSegment, SegmentError, write_sealed
+from index.search import segmentfile, segments
+from index.search.exact import ExactIndex
+from index.search.segmented import SegmentedIndex
+from index.search.segments import SealedSegment, SegmentError, write_sealed
 
 DIMS = 32
 
@@ -210,7 +210,7 @@ def test_what_the_end_of_the_file_says_is_checked(tmp_path, rng, monkeypatch):
         path.write_bytes(ending)
         np.testing.assert_array_equal(SealedSegment(path).present, present)
     path.write_bytes(whole)
-    monkeypatch.setattr("index.segmentfile.np.flatnonzero", None)  # nobody looks at the vectors then
+    monkeypatch.setattr("index.search.segmentfile.np.flatnonzero", None)  # nobody looks at the vectors then
     np.testing.assert_array_equal(SealedSegment(path).present, present)
 
 

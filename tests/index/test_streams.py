@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from recordings import encode, glide, glide_at
 
-from index import audio, streams
-from index.containers import AudioError
-from index.streams import read_span
+from index.sound import audio, streams
+from index.sound.containers import AudioError
+from index.sound.streams import read_span
 
 RATE = 8_000
 

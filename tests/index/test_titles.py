@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from index.textcolumn import TextColumn
-from index.titles import Titles, fold, line
+from index.tracks.textcolumn import TextColumn
+from index.tracks.titles import Titles, fold, line
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from index_examples import unit
 
-from index import segments
-from index.exact import ExactIndex
-from index.segmented import SegmentedIndex
-from index.segmentfile import Kind
-from index.segments import write_sealed
-from index.vectors import VectorIndex
+from index.search import segments
+from index.search.exact import ExactIndex
+from index.search.segmented import SegmentedIndex
+from index.search.segmentfile import Kind
+from index.search.segments import write_sealed
+from index.search.vectors import VectorIndex
 
 DIMS = 16
 SEALED = 300
@@ -135,8 +135,8 @@ def test_scores_are_the_same_in_any_blocks(make, rng, monkeypatch):
     vectors, queries = unit(rng, SEALED, DIMS), unit(rng, 5, DIMS)
     index = make(vectors)
     whole = index.search(queries, 100)
-    monkeypatch.setattr("index.vectors._PRODUCTS_AT_ONCE", 1000)
-    monkeypatch.setattr("index.exact._SCORES_AT_ONCE", 1000)
+    monkeypatch.setattr("index.search.vectors._PRODUCTS_AT_ONCE", 1000)
+    monkeypatch.setattr("index.search.exact._SCORES_AT_ONCE", 1000)
     for one, other in zip(whole, index.search(queries, 100), strict=True):
         np.testing.assert_array_equal(one, other)
 

@@ -5,7 +5,7 @@ import itertools
 import struct
 import zlib
 
-from index.mpegframes import frame_table
+from index.sound.mpegframes import frame_table
 
 
 def _box(name: bytes, *parts: bytes) -> bytes:

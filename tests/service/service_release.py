@@ -147,7 +147,7 @@ def songs():
     """Return the demo songs that have audio: (track, path), at most TRACKS of them."""
     import pyarrow.parquet as pq
 
-    from index.tracks import Track
+    from index.tracks.track import Track
 
     found = []
     for row in pq.read_table(DEMO / "tracks.parquet").to_pylist():
@@ -162,15 +162,15 @@ def main(root: Path, seed: int) -> None:
     """Publish the release with weights drawn from `seed` under `root`."""
     import numpy as np
 
-    from index.audience import write_audience
-    from index.audio import decode
-    from index.caption import caption
+    from index.audience.cat import write_audience
     from index.collection import write_collection
-    from index.encoder import Encoder
-    from index.features import log_mel
-    from index.fields import FieldSet, FieldSpec
-    from index.matcher import Matcher
-    from index.release import publish
+    from index.models.caption import caption
+    from index.models.encoder import Encoder
+    from index.models.fields import FieldSet, FieldSpec
+    from index.models.matcher import Matcher
+    from index.release.release import publish
+    from index.sound.audio import decode
+    from index.sound.features import log_mel
 
     work = root / "work"
     work.mkdir(parents=True)

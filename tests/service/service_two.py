@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from index.release import CURRENT, MANIFEST, Release, activate, publish
+from index.release.release import CURRENT, MANIFEST, Release, activate, publish
 
 
 def one_folder(root: Path, *folders: Path) -> list[str]:

@@ -6,8 +6,8 @@ import time
 
 from service_process import RunningService
 
-from service import security
-from service.schemas import ProblemDocument
+from service.http import security
+from service.http.schemas import ProblemDocument
 
 
 class Wire:

@@ -9,11 +9,11 @@ import pytest
 from service_process import RunningService
 from service_uploads import ogg, tone, upload, wav
 
-from index.features import log_mel
+from index.sound.features import log_mel
 from service.decode.wire import Heard
-from service.duplicates import nearest_sound
-from service.quality import silence
-from service.schemas import IngestResponse, IngestStatus
+from service.http.schemas import IngestResponse, IngestStatus
+from service.ingest.duplicates import nearest_sound
+from service.ingest.quality import silence
 
 ASYNC = {"prefer": "respond-async"}
 
@@ -72,7 +72,7 @@ class TestRespondAsync:
         def broken(*_):
             raise RuntimeError("secret")
 
-        monkeypatch.setattr("service.ingest.Ingest._add", broken)
+        monkeypatch.setattr("service.ingest.ingest.Ingest._add", broken)
         status = over(client, send(client, clip, ASYNC).headers["location"])
         assert status.problem.code == "internal"
         assert "secret" not in status.problem.detail
@@ -102,7 +102,7 @@ class TestRespondAsync:
         assert [over(client, place).state for place in places] == ["done", "done"]
 
     def test_only_so_many_are_remembered(self, client, clip, monkeypatch):
-        monkeypatch.setattr("service.jobs.KEPT", 2)
+        monkeypatch.setattr("service.ingest.jobs.KEPT", 2)
         places = []
         for number in range(5):
             places.append(send(client, clip, ASYNC, track_id=f"t{number}").headers["location"])
@@ -169,7 +169,7 @@ class TestIdempotencyKey:
         assert over(client, places[0]).state == "done"
 
     def test_only_so_many_are_remembered(self, client, clip, monkeypatch):
-        monkeypatch.setattr("service.idempotency.KEPT", 1)
+        monkeypatch.setattr("service.http.idempotency.KEPT", 1)
         for key in "ab":
             assert send(client, clip, {"idempotency-key": key}, track_id=key).status_code == 201
         assert send(client, clip, {"idempotency-key": "a"}, track_id="a").json()["outcome"] == "unchanged"

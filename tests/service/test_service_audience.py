@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from service_uploads import upload
 
-from index.audience import Audience
+from index.audience.cat import Audience
+from service.http.schemas import AudienceResponse
 from service.routes.audience import as_csv, prefers_csv
-from service.schemas import AudienceResponse
 
 
 def ask(client, track_id, **query):

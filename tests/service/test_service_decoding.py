@@ -18,13 +18,13 @@ from service_bombs import mp4_of_samples
 from service_process import RunningService
 from service_uploads import mp3, ogg, tone, upload, wav
 
-from index.audio import AudioError, AudioLimits, decode
-from index.features import FRAMES, MELS, log_mel
+from index.sound.audio import AudioError, AudioLimits, decode
+from index.sound.features import FRAMES, MELS, log_mel
 from service.decode import pool
 from service.decode.pool import Decoding
 from service.decode.wire import NonsenseError, listen, receive_heard, say
+from service.http.problems import Problem
 from service.metrics import Metrics
-from service.problems import Problem
 from service.settings import Settings
 
 LIMITS = AudioLimits()

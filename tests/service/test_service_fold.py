@@ -9,12 +9,12 @@ from service_release import songs
 from service_two import one_folder
 from service_uploads import ogg, seeded, tone, upload
 
+from index.audience.listening import Listening
 from index.errors import DebutError
-from index.listening import Listening
-from index.release import CURRENT, activate
-from service.folding import fold_ledger
-from service.ledger_sqlite import SqliteLedger
-from service.schemas import Removal
+from index.release.release import CURRENT, activate
+from service.http.schemas import Removal
+from service.ledger.sqlite import SqliteLedger
+from service.serving.folding import fold_ledger
 
 HEARD, OTHER = (songs()[place][0].track_id for place in (0, 1))
 IN_RELEASE = ["release.metadata", "release.vectors", "release.listening"]

@@ -11,7 +11,7 @@ import pytest
 from service_release import songs
 from service_uploads import mp3, ogg, seeded, tone, upload, wav
 
-from service.schemas import IngestResponse, Removal, SearchResponse, TrackDocument
+from service.http.schemas import IngestResponse, Removal, SearchResponse, TrackDocument
 
 SONG = songs()[0][1]  # the audio of a track of the release
 
@@ -236,7 +236,7 @@ def test_an_upload_that_does_not_arrive_in_time_is_a_408(serve, settings):
 
     from unittest import mock
 
-    with mock.patch("service.upload._read_raw", trickle):
+    with mock.patch("service.http.upload._read_raw", trickle):
         started = time.monotonic()
         answer = upload(client, b"x", track_id="late")
     assert (answer.status_code, answer.json()["setting"]) == (408, "DEBUT_UPLOAD_TIMEOUT_S")
@@ -244,8 +244,8 @@ def test_an_upload_that_does_not_arrive_in_time_is_a_408(serve, settings):
 
 
 def test_a_ledger_that_cannot_be_written_refuses_the_track_and_readiness(client, clip, monkeypatch):
-    from service.ledger import LedgerError
-    from service.ledger_sqlite import SqliteLedger
+    from service.ledger.ledger import LedgerError
+    from service.ledger.sqlite import SqliteLedger
 
     def full(*_):
         raise LedgerError("the disk is full: make room.")
@@ -262,7 +262,7 @@ def test_a_ledger_that_cannot_be_written_refuses_the_track_and_readiness(client,
 
 
 def test_a_model_that_breaks_gets_nothing_into_the_ledger(client, clip, monkeypatch):
-    from index.matcher import Matcher
+    from index.models.matcher import Matcher
 
     monkeypatch.setattr(Matcher, "vectors", lambda *_: np.full((1, 128), np.nan, np.float32))
     answer = upload(client, clip, track_id="t")

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from service_redis import RedisServer
 
-from index.encoder import TrackVectors
-from index.tracks import Track
-from service.ledger import Embedding, Head, Ledger, LedgerError, Overtaken, TrackAdded, TrackRemoved
-from service.ledger_records import PackedFeatures, pack_track, pack_vector, unpack_track, unpack_vector
-from service.ledger_redis import EVENT, RedisLedger
-from service.ledger_sqlite import FORMAT, SqliteLedger
+from index.models.encoder import TrackVectors
+from index.tracks.track import Track
+from service.ledger.ledger import Embedding, Head, Ledger, LedgerError, Overtaken, TrackAdded, TrackRemoved
+from service.ledger.records import PackedFeatures, pack_track, pack_vector, unpack_track, unpack_vector
+from service.ledger.redis_streams import EVENT, RedisLedger
+from service.ledger.sqlite import FORMAT, SqliteLedger
 
 NOW = "2026-05-31T12:00:00.000+00:00"
 

@@ -17,8 +17,8 @@ from service_wire import Dripping, Wire, head, problem_in
 from starlette.requests import Request
 from test_service_problems import assert_problem
 
-from service import bodies
-from service.problems import Problem
+from service.http import bodies
+from service.http.problems import Problem
 
 LIMIT, SLACK = 256 * 2**10, 64 * 2**10
 PIECE = 8 * 2**10

@@ -6,8 +6,8 @@ import pytest
 from fastapi.openapi.models import OpenAPI
 from test_service_problems import BAD
 
-from service.problems import KINDS, MEDIA_TYPE
-from service.schemas import ContinueRequest, ProblemDocument, TrackMetadata
+from service.http.problems import KINDS, MEDIA_TYPE
+from service.http.schemas import ContinueRequest, ProblemDocument, TrackMetadata
 
 ROUTES = {
     "/": ["get"],

@@ -5,8 +5,8 @@ import json
 import pytest
 from service_uploads import mp3, ogg, tone, upload, wav
 
-from service.problems import KINDS, MEDIA_TYPE
-from service.schemas import ProblemDocument
+from service.http.problems import KINDS, MEDIA_TYPE
+from service.http.schemas import ProblemDocument
 
 JSON = {"content-type": "application/json"}
 OGG = {"content-type": "audio/ogg"}

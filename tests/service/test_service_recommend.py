@@ -9,8 +9,8 @@ import orjson
 import pytest
 from service_uploads import seeded, upload
 
-from service.recommend import continue_playlist
-from service.schemas import ContinueRequest, ContinueResponse
+from service.http.schemas import ContinueRequest, ContinueResponse
+from service.recommend.recommend import continue_playlist
 
 
 @pytest.fixture
@@ -303,7 +303,7 @@ def forged(cursor: str, **fields: object) -> str:
 
 
 def test_too_long_a_continuation_has_no_cursor(client, ids, monkeypatch):
-    monkeypatch.setattr("service.cursor.MOST", 5)
+    monkeypatch.setattr("service.recommend.cursor.MOST", 5)
     first = ask(client, ids[:1], k=3)
     assert ask(client, ids[:1], k=3, cursor=first["cursor"])["cursor"] is None
 

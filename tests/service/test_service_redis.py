@@ -8,8 +8,8 @@ import redis
 from service_redis import RedisServer
 from test_service_ledger import NOW, added
 
-from service.ledger import LedgerError, Overtaken, TrackRemoved
-from service.ledger_redis import EVENTS, FORMAT, STATE, RedisLedger
+from service.ledger.ledger import LedgerError, Overtaken, TrackRemoved
+from service.ledger.redis_streams import EVENTS, FORMAT, STATE, RedisLedger
 from service.settings import Settings, SettingsError, load_settings
 
 
@@ -210,7 +210,7 @@ def test_two_replicas_see_each_other_and_trim_at_once(ledger, server):
 
 
 def test_a_redis_that_hangs_is_an_error_and_not_for_ever(server, monkeypatch):
-    monkeypatch.setattr("service.redis_connection.ANSWER_S", 0.2)
+    monkeypatch.setattr("service.ledger.redis_connection.ANSWER_S", 0.2)
     ledger = RedisLedger(server.url)
     pausing = redis.Redis(port=server.port)
     pausing.execute_command("CLIENT PAUSE", 600, "ALL")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from service_uploads import ogg, seeded, tone, upload
 
-from index.release import Release
+from index.release.release import Release
 from service.app import create_app
-from service.ledger import LedgerError
-from service.ledger_sqlite import SqliteLedger
+from service.ledger.ledger import LedgerError
+from service.ledger.sqlite import SqliteLedger
 
 
 def vectors(client, track_id):
@@ -85,7 +85,7 @@ def test_another_matcher_alone_renews_matching_and_leaves_the_rest(client, setti
 
 
 def test_the_ids_of_models_differ_between_the_releases(client, retrained, settings):
-    from service.serving import Serving
+    from service.serving.serving import Serving
 
     one, other = (
         client.app.state.service.serving,

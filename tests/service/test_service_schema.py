@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from service_uploads import ogg, tone
 from starlette.testclient import TestClient
 
-from service import schemas
 from service.app import create_app
-from service.keys import new_key
-from service.problems import MEDIA_TYPE
+from service.http import schemas
+from service.http.keys import new_key
+from service.http.problems import MEDIA_TYPE
 from service.settings import Settings
 
 EXAMPLES = 60

@@ -10,11 +10,11 @@ from service_uploads import seeded, upload
 from starlette.testclient import TestClient
 from test_service_problems import OGG, assert_problem
 
-from service import keys as keys_module
-from service import security
 from service.app import create_app
-from service.keys import SCOPES, KeyRing, new_key, parse_keys
-from service.security import OPEN, hostname, needed_scope
+from service.http import keys as keys_module
+from service.http import security
+from service.http.keys import SCOPES, KeyRing, new_key, parse_keys
+from service.http.security import OPEN, hostname, needed_scope
 from service.settings import Settings, SettingsError
 
 FORBIDDEN_HEADERS = {"server", "x-powered-by", "access-control-allow-origin"}

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from service_uploads import ogg, seeded, tone, upload
 
-from service.serving import Serving
+from service.serving.serving import Serving
+from service.serving.spaces import open_space
 from service.settings import Settings, SettingsError
-from service.spaces import open_space
 
 
 @pytest.fixture
@@ -55,7 +55,9 @@ def test_the_token_is_read_from_its_file(tmp_path, monkeypatch):
     file = tmp_path / "token"
     file.write_text("root:secret\n")
     opened: list[tuple] = []
-    monkeypatch.setattr("service.spaces.Milvus.open", lambda self, path, name: opened.append((self.token, path, name)))
+    monkeypatch.setattr(
+        "service.serving.spaces.Milvus.open", lambda self, path, name: opened.append((self.token, path, name))
+    )
     settings = Settings(index="milvus", milvus_token_file=file)
     open_space(settings, "20250301T101500Z-0123456789abcdef")("matching", Path("x"))
     assert opened == [("root:secret", Path("x"), "debut_20250301T101500Z_0123456789abcdef_matching")]

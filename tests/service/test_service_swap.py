@@ -20,11 +20,11 @@ from service_two import altered, one_folder, point
 from service_uploads import ogg, seeded, tone, upload
 
 import service as service_package
-from index.release import CURRENT, FORMAT, activate
+from index.release.release import CURRENT, FORMAT, activate
 from service.metrics import Metrics
-from service.serving import Serving
+from service.serving.serving import Serving
+from service.serving.swap import Swapper
 from service.settings import Settings
-from service.swap import Swapper
 
 SEED = songs()[0][0].track_id
 

@@ -15,8 +15,8 @@ from service_release import songs
 from service_two import one_folder
 from service_uploads import seeded, upload
 
-from index.release import activate
-from service.ledger_sqlite import SqliteLedger
+from index.release.release import activate
+from service.ledger.sqlite import SqliteLedger
 
 SWAPS, KEPT = 4, 8
 SEED = songs()[0][0].track_id

@@ -9,8 +9,8 @@ from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from test_bcl_export import SPECS, tracks, vectors
 
-from index.fields import FieldSet
-from index.tracks import Track
+from index.models.fields import FieldSet
+from index.tracks.track import Track
 from training.bcl.config import BclConfig
 from training.bcl.content import Content, _right_singular
 from training.bcl.model import Bcl

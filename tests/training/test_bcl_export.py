@@ -8,9 +8,9 @@ import onnx
 import pytest
 import torch
 
-from index.fields import FieldSet, FieldSpec
-from index.matcher import Matcher
-from index.tracks import Track
+from index.models.fields import FieldSet, FieldSpec
+from index.models.matcher import Matcher
+from index.tracks.track import Track
 from training.bcl.checkpoint import bcl_vectors
 from training.bcl.config import BclConfig
 from training.bcl.export import export_matcher

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from index.fields import FieldSet, FieldSpec
-from index.tracks import Track
+from index.models.fields import FieldSet, FieldSpec
+from index.tracks.track import Track
 from training.bcl.config import PRESETS, BclConfig, BclError, bcl_preset
 from training.bcl.fields import choose_fields
 from training.bcl.model import Bcl, forget

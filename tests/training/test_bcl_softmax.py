@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from index.fields import FieldSet, FieldSpec
-from index.tracks import Track
+from index.models.fields import FieldSet, FieldSpec
+from index.tracks.track import Track
 from training.bcl.candidates import CandidatePool
 from training.bcl.config import BclConfig
 from training.bcl.losses import sampled_softmax

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from index.fields import FieldSet, FieldSpec
-from index.tracks import Track
+from index.models.fields import FieldSet, FieldSpec
+from index.tracks.track import Track
 from training.bcl.config import BclConfig
 from training.bcl.correlation import distance_correlation
 from training.bcl.grouping import group_size

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from index.fields import FieldSpec
-from index.tracks import Track
+from index.models.fields import FieldSpec
+from index.tracks.track import Track
 from training.bcl.checkpoint import bcl_vectors, load_bcl
 from training.bcl.config import BclConfig, BclError
 from training.bcl.fields import choose_fields

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from index.audio import decode_span, repeat_pad
-from index.features import FRAMES, log_mel
-from index.tracks import Track
+from index.sound.audio import decode_span, repeat_pad
+from index.sound.features import FRAMES, log_mel
+from index.tracks.track import Track
 from training.data import clips as clips_module
 from training.data.clips import ClipCache, ClipError
 from training.data.dataset import DataSet

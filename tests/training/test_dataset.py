@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.tracks import Track
+from index.tracks.track import Track
 from training.data.dataset import TEST, TRAIN, VALID, DataSet, DataSetError
 from training.data.splits import drawn_track_split, hash_split
 from training.data.writing import write_dataset

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.encoder import TrackVectors
-from index.tracks import Track
+from index.models.encoder import TrackVectors
+from index.tracks.track import Track
 from training.embed import EmbeddingError, Embeddings, embed_catalogue
 from training.progress import Silent
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from index.tracks import Track
+from index.tracks.track import Track
 from training.evaluation import baselines
 from training.evaluation.audience import AudienceProtocol, evaluate_audience
 from training.evaluation.cat import cat_scorer, centroid_scorer

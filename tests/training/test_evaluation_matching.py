@@ -9,7 +9,7 @@ from scipy import sparse
 from sklearn.metrics import roc_auc_score
 from test_not_music import FIELDS, write_recipes
 
-from index.tracks import Track
+from index.tracks.track import Track
 from training.bcl.similarity import item_cf, listen_matrix
 from training.data.dataset import TEST, TRAIN, VALID, DataSet
 from training.embed import PARTS, Embeddings

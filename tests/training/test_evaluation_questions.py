@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from index.tracks import Track
+from index.tracks.track import Track
 from training.data.dataset import TEST, TRAIN, DataSet
 from training.data.writing import write_dataset
 from training.evaluate import test_queries as draw_test_queries

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from service.http.schemas import AudienceResponse
 from service.routes.audience import as_csv
-from service.schemas import AudienceResponse
 from training.experiment.audience import Member, read_audience
 from training.experiment.plan import TREATMENT, arm_of, make_plan, read_plan, write_plan
 from training.experiment.rows import ExperimentError

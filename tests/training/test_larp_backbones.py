@@ -31,7 +31,7 @@ from transformers import (
     WhisperModel,
 )
 
-from index.audio import decode_span
+from index.sound.audio import decode_span
 from training.data.clips import ClipCache
 from training.data.dataset import DataSet
 from training.data.frontend import LOG_MEL, FrontEnd

@@ -10,8 +10,8 @@ import torch
 from larp_small import TINY, stages_of
 from safetensors.torch import load_file
 
-from index.caption import caption
-from index.encoder import Encoder
+from index.models.caption import caption
+from index.models.encoder import Encoder
 from training.data.clips import ClipCache
 from training.data.dataset import DataSet
 from training.larp import features as features_module

@@ -11,10 +11,10 @@ import torch
 from larp_small import TINY
 from safetensors.torch import load_file
 
-from index.caption import caption
-from index.encoder import Encoder, EncoderError, encoder_id
-from index.onnxmodel import ModelError
-from index.tracks import Track
+from index.models.caption import caption
+from index.models.encoder import Encoder, EncoderError, encoder_id
+from index.models.onnxmodel import ModelError
+from index.tracks.track import Track
 from training.data.clips import ClipCache
 from training.data.dataset import VALID, DataSet
 from training.larp.checkpoint import load_larp, save_larp

@@ -15,9 +15,9 @@ import torch
 from larp_small import STEADY, TINY, stages_of
 from safetensors.torch import load_file
 
-from index.caption import caption
-from index.encoder import Encoder
-from index.tracks import Track
+from index.models.caption import caption
+from index.models.encoder import Encoder
+from index.tracks.track import Track
 from training.data.clips import ClipCache
 from training.data.dataset import TEST, TRAIN, VALID, DataSet
 from training.larp.augment import spec_augment, thinned

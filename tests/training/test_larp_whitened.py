@@ -13,8 +13,8 @@ from larp_small import STEADY, TINY, stages_of
 from tokenizers import Tokenizer, processors
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
-from index.encoder import Encoder, EncoderError
-from index.tracks import Track
+from index.models.encoder import Encoder, EncoderError
+from index.tracks.track import Track
 from training.data.clips import ClipCache
 from training.data.dataset import DataSet
 from training.larp.checkpoint import load_larp

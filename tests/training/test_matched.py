@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from index.tracks import Track
+from index.tracks.track import Track
 from training.data.splits import TEST, TRAIN, VALID
 from training.matched import POWERS, Matched, choose_activity
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from index.tracks import Track
+from index.tracks.track import Track
 from training.__main__ import main
 from training.bcl.config import bcl_preset
 from training.bcl.train import BclResult, train_bcl

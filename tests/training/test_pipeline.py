@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from small_run import SmallRun
 
-from index.audience import Audience
-from index.audio import decode
-from index.caption import caption
+from index.audience.cat import Audience
 from index.collection import Collection
-from index.encoder import Encoder
-from index.features import log_mel
-from index.matcher import Matcher
+from index.models.caption import caption
+from index.models.encoder import Encoder
+from index.models.matcher import Matcher
+from index.sound.audio import decode
+from index.sound.features import log_mel
 from training.bcl.config import bcl_preset
 from training.data.dataset import TRAIN, DataSet
 from training.pipeline import Pipeline

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import RidgeClassifier
 
-from index.audio import decode_span
-from index.caption import caption
-from index.features import log_mel
+from index.models.caption import caption
+from index.sound.audio import decode_span
+from index.sound.features import log_mel
 from training.data.clips import ClipCache
 from training.data.dataset import TEST, TRAIN, VALID, DataSet
 from training.data.synthetic import KNOWLEDGE, Oracle, World, WorldConfig, factors_of, make_world

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from index.fields import FieldsError, FieldSet
-from index.tracks import Track
+from index.models.fields import FieldsError, FieldSet
+from index.tracks.track import Track
 from training.bcl.config import BclError, load_config
 from training.bcl.model import Bcl
 from training.folders import replace_folder

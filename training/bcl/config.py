@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from index.errors import DebutError
-from index.fields import FieldSpec
+from index.models.fields import FieldSpec
 from training.bcl.augment import OPERATORS
 from training.bcl.similarity import Similarity
 from training.loop import LoopConfig

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from index.fields import FieldSet
+from index.models.fields import FieldSet
 
 SAMPLE = 20_000
 """Training tracks that V is fitted on: its 128 directions need no more."""

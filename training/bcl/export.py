@@ -1,11 +1,11 @@
-"""BCL -> matcher/ of a release: matcher.onnx and fields.json, what `index.matcher` runs without torch."""
+"""BCL -> matcher/ of a release: matcher.onnx and fields.json, what `index.models.matcher` runs without torch."""
 
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from index.fields import FieldSet
+from index.models.fields import FieldSet
 from training.bcl.model import Bcl, Inputs
 from training.folders import replace_folder
 from training.onnx_export import export_onnx

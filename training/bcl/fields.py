@@ -7,8 +7,8 @@ from datetime import date
 import numpy as np
 from numpy.typing import NDArray
 
-from index.fields import MULTI_SLOTS, FieldSpec, Kind
-from index.tracks import Track
+from index.models.fields import MULTI_SLOTS, FieldSpec, Kind
+from index.tracks.track import Track
 from training.bcl.config import BclConfig, BclError
 
 MOST_SLOTS = 32  # values of a multi field that are read; most fields have far fewer

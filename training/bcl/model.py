@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from index.fields import FieldSet, Kind
+from index.models.fields import FieldSet, Kind
 from training.bcl.config import BclConfig
 from training.bcl.content import Content
 from training.bcl.share import DEFAULT

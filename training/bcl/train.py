@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from index.fields import FieldSet
-from index.tracks import Track
+from index.models.fields import FieldSet
+from index.tracks.track import Track
 from training.bcl.checkpoint import save_bcl
 from training.bcl.config import BclConfig, BclError
 from training.bcl.fields import choose_fields

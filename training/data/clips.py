@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from index.audio import AudioError, decode_span, repeat_pad
-from index.features import CLIP_SAMPLES
+from index.sound.audio import AudioError, decode_span, repeat_pad
+from index.sound.features import CLIP_SAMPLES
 from training.data.dataset import DataSet
 from training.data.excerpts import EXCERPT_S, ClipError, Entry, Excerpts, Writer, locked
 from training.data.frontend import LOG_MEL, FrontEnd

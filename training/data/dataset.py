@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from index.tracks import Track
+from index.tracks.track import Track
 from training.data.splits import (
     TEST,
     TRAIN,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
-from index.features import CLIP_SAMPLES, FRAMES, MELS, SAMPLE_RATE, log_mel
+from index.sound.features import CLIP_SAMPLES, FRAMES, MELS, SAMPLE_RATE, log_mel
 
 CLIP_S = CLIP_SAMPLES // SAMPLE_RATE
 _KINDS = ("log_mel", "pcm")
@@ -17,7 +17,7 @@ _FULL = 32_767  # int16 of a sample of 1.0
 
 @dataclass(frozen=True)
 class FrontEnd:
-    """ "log_mel": `index.features.log_mel` in float16, a row a frame; "pcm": int16 samples, a row a sample."""
+    """ "log_mel": `index.sound.features.log_mel` in float16, a row a frame; "pcm": int16 samples, a row a sample."""
 
     kind: str = "log_mel"
     rate: int = SAMPLE_RATE

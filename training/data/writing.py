@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from index.tracks import Track
+from index.tracks.track import Track
 
 _TRACK_SCHEMA = pa.schema(
     {

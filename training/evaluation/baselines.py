@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from index.caption import CLAUSES, caption
-from index.tracks import Track
+from index.models.caption import CLAUSES, caption
+from index.tracks.track import Track
 from training.evaluation import audience, continuation, matching
 from training.evaluation.metrics import top_k
 from training.evaluation.vectors import Vectors, filled, unit

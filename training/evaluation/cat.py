@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from index.audience import Audience, AudienceResult, write_audience
+from index.audience.cat import Audience, AudienceResult, write_audience
+from index.audience.listening import Listening
+from index.audience.listening_file import ACTIVITY
 from index.collection import Collection, CollectionView, write_collection
-from index.listening import Listening
-from index.listening_file import ACTIVITY
-from index.tracks import Track
+from index.tracks.track import Track
 from training.evaluation.audience import Scorer
 from training.evaluation.vectors import LAST
 
@@ -41,7 +41,7 @@ def cat_scorer(
     clusters: int | None = None,
     activity: float = ACTIVITY,
 ) -> Iterator[Scorer]:
-    """Give the scorer while the block runs: every listener's score as `index.audience` gives it.
+    """Give the scorer while the block runs: every listener's score as `index.audience.cat` gives it.
 
     `matching` f32 [N, d] unit rows (NaN where missing); `plays` [listeners, tracks] of WARM tracks only; `clusters` as
     in `Audience.target`, `activity` as in `write_audience`. A listener whom CAT does not name (nothing heard) comes

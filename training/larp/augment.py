@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from index.caption import caption
-from index.tracks import Track
+from index.models.caption import caption
+from index.tracks.track import Track
 from training.larp.config import AugmentConfig
 
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from index.caption import CLAUSES
-from index.caption import KINDS as CAPTIONS
 from index.errors import DebutError
+from index.models.caption import CLAUSES
+from index.models.caption import KINDS as CAPTIONS
 from training.larp.fusion import HEADS, KINDS
 from training.loop import LoopConfig
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from index.caption import caption, fields
+from index.models.caption import caption, fields
 from training.data.clips import ClipCache
 from training.data.dataset import DataSet
 from training.larp.augment import spec_augment, thinned

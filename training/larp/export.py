@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from index.features import FRAMES, MELS, SAMPLE_RATE
+from index.sound.features import FRAMES, MELS, SAMPLE_RATE
 from training.larp.model import Larp, TextTower
 from training.larp.towers import check_servable
 from training.onnx_export import export_onnx

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from index.caption import split_fields
+from index.models.caption import split_fields
 from training.data.frontend import LOG_MEL, FrontEnd
 from training.larp.extractor import Extractor
 from training.larp.heads import FieldsHead, Head
@@ -176,7 +176,7 @@ class Larp(nn.Module):
 
     @property
     def reads_fields(self) -> bool:
-        """Whether captions are `index.caption.fields`, for a tower of as many."""
+        """Whether captions are `index.models.caption.fields`, for a tower of as many."""
         return self.text is not None and self.text.fields > 0
 
     @property

@@ -13,7 +13,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from index.features import SAMPLE_RATE
+from index.sound.features import SAMPLE_RATE
 
 PROPERTIES = ("hiss", "formant", "shimmer", "beat", "register", "tempo", "breath", "pulse")
 """What can be set. hiss: centre of a band of noise, 3,600 to 6,400 Hz; formant: where the melody's harmonics are

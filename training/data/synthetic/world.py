@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from index.tracks import Track
+from index.tracks.track import Track
 from training.data.splits import SPLITS, TEST, TRAIN, VALID
 from training.data.synthetic.config import Factor, WorldConfig, factors_of
 from training.data.synthetic.oracle import Oracle

@@ -1,0 +1,1 @@
+"""CAT: listeners, their tastes by clustering, whom to show a track to."""

@@ -1,0 +1,30 @@
+"""A release with other kinds of index: the same tracks, vectors and models, published beside it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from index.release.release import Release, publish, share
+from index.search.segmentfile import Kind
+from index.search.segments import SealedSegment, write_sealed
+
+
+def reseal(release: Release, kind: Kind, spaces: Sequence[str], *, threads: int | None = None) -> Release:
+    """Publish `release` once more, the indexes of `spaces` rewritten as `kind`, and make that the current one.
+
+    All other files are shared with the old release by hard links, where the disk has them, so that they take no room
+    twice; either release can be removed without the other. The facts stay, with `sealed_from`, the old id, beside
+    them. Raises what publish raises, and SegmentError for an index that cannot be read.
+    """
+    rewritten = {f"{space}.faiss" for space in spaces}
+
+    def fill(folder: Path) -> None:
+        for name in release.manifest.files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if name in rewritten:
+                segment = SealedSegment(release.file(name))  # held: its vectors lie in the file that it has mapped
+                write_sealed(folder / name, segment.stored, kind=kind, threads=threads)
+            else:
+                share(release.file(name), folder / name)
+
+    facts = {**release.manifest.facts, "sealed_from": release.id}
+    return publish(release.path.parent, fill, facts=facts)

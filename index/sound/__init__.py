@@ -1,0 +1,1 @@
+"""Recordings -> samples -> log-mel: containers, decoding, the front end."""

@@ -1,0 +1,1 @@
+"""Between a socket and the routes: connections, limits, keys, bodies, schemas, problems."""
