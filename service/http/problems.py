@@ -159,7 +159,7 @@ def response(problem: Problem, request_id: str) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Make every failure of `app` a problem document (unforeseen ones: service.requests.RequestScope)."""
+    """Make every failure of `app` a problem document (unforeseen ones: service.http.requests.RequestScope)."""
 
     async def answer(request: Request, error: Exception) -> Response:
         return response(_as_problem(request, error), request.state.request_id)

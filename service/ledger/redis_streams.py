@@ -3,7 +3,7 @@
 A stream has what happened, in order; a hash for each added track has what the event carries. In Redis:
 
     debut:ledger:events   stream: <sequence>-0 -> track_id, created, content_sha256 (empty for a removal)
-    debut:ledger:event:N  hash of one addition: metadata, features, embedding (as in service.ledger_schema)
+    debut:ledger:event:N  hash of one addition: metadata, features, embedding (as in service.ledger.schema)
     debut:ledger:last     hash: track_id -> its newest event's sequence number
     debut:ledger:state    hash: format, last (the newest sequence number), checked
 """
