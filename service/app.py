@@ -21,7 +21,7 @@ from service.ledger.ledger import Ledger
 from service.ledger.opening import open_ledger
 from service.ledger.redis_streams import RedisLedger
 from service.metrics import Metrics
-from service.routes import audience, health, ingests, playlists, tracks
+from service.routes import audience, console, health, ingests, playlists, tracks
 from service.serving.follow import Follower
 from service.serving.serving import Current, Serving
 from service.serving.swap import Swapper, trim
@@ -116,7 +116,7 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry=_NO_TELEMETRY,
     )
     app.state.service = service
-    for router in (tracks.router, ingests.router, playlists.router, audience.router, health.router):
+    for router in (tracks.router, ingests.router, playlists.router, audience.router, console.router, health.router):
         app.include_router(router)
     problems.install(app)
     openapi.install(app)

@@ -1,4 +1,4 @@
-"""GET /, /livez, /readyz and /metrics: for those who look after the service."""
+"""GET /livez, /readyz and /metrics: for those who look after the service."""
 
 import asyncio
 from typing import Any
@@ -13,26 +13,6 @@ from service.metrics import CONTENT_TYPE
 from service.routes.answers import json_answer, service_of
 
 router = APIRouter(tags=["health"])
-
-
-@router.get("/", summary="What this is", responses=failures())
-async def root(request: Request) -> Response:
-    """Say what runs here and where everything is. The console will live here."""
-    serving = service_of(request).serving
-    paths = sorted({path for path in request.app.openapi()["paths"] if path != "/"})
-    return json_answer(
-        {
-            "name": "Debut",
-            "version": request.app.version,
-            "release": serving.release.id,
-            "tracks": len(serving.collection),
-            "docs": {
-                "openapi": "/openapi.json",
-                "note": "No HTML docs: they would load scripts from elsewhere.",
-            },
-            "paths": paths,
-        }
-    )
 
 
 @router.get("/livez", summary="Is the process alive?", responses=failures(to_anybody=True))
