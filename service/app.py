@@ -19,6 +19,7 @@ from service.ingest.ingest import Ingest
 from service.ingest.jobs import Jobs
 from service.ledger.ledger import Ledger
 from service.ledger.opening import open_ledger
+from service.ledger.probe import Probe
 from service.ledger.redis_streams import RedisLedger
 from service.metrics import Metrics
 from service.routes import audience, console, health, ingests, playlists, tracks
@@ -61,6 +62,7 @@ class Service:
         except BaseException:
             self.ledger.close()
             raise
+        self.probe = Probe(self.ledger)
         self.current = Current(serving, reached)
         self.ingest = Ingest(self.current, self.ledger, settings, self.metrics)
         self.jobs, self.answers = Jobs(self.metrics), Answers()
@@ -89,6 +91,7 @@ class Service:
             self.follower.stop()
         self.searches.shutdown()
         self.ingest.close()
+        self.probe.close()
         self.ledger.close()
 
 

@@ -169,8 +169,9 @@ class RedisLedger:
 
     def wait(self, after: int, seconds: float) -> bool:
         """See SharedLedger. `seconds` must be less than Redis is given to answer."""
-        with self._redis.translated():
-            return bool(self._redis.commands.xread({EVENTS: f"{after}-0"}, count=1, block=int(seconds * 1000)))
+        block = 1 if self._redis.silent else int(seconds * 1000)  # so that it is known at once when Redis is back
+        with self._redis.translated(patient=True):
+            return bool(self._redis.commands.xread({EVENTS: f"{after}-0"}, count=1, block=block))
 
     def newest(self) -> int:
         """See Ledger."""

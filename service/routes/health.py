@@ -1,6 +1,5 @@
 """GET /livez, /readyz and /metrics: for those who look after the service."""
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -25,6 +24,8 @@ async def livez() -> Response:
 async def readyz(request: Request) -> Response:
     """Try what requests need: the ledger by a real transaction, the models by the inference when they were loaded.
 
+    A transaction serves all who ask within a second of it; a ledger that does not answer within two is not ready.
+
     `releases` says what is served, and what is refused and why: a release that cannot be served leaves the old one in
     place, so the service stays ready.
     """
@@ -37,7 +38,7 @@ async def readyz(request: Request) -> Response:
         "tracks": len(serving.collection),
     }
     try:
-        await asyncio.to_thread(service.ledger.check)
+        await service.probe.check()
     except DebutError as error:
         raise Problem("not_ready", f"The ledger cannot be written: {error.detail}") from error
     return json_answer({"ready": True, "ledger": "writable", **checks})

@@ -74,6 +74,12 @@ class RedisServer:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
+    def stop(self) -> None:
+        """SIGTERM: it writes everything down and ends."""
+        self.client.close()
+        self.process.terminate()
+        self.process.wait(START_S)
+
     def files(self) -> bytes:
         """All that is written on disk, once Redis has done rewriting it."""
         deadline = time.monotonic() + START_S
