@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
+import structlog
 from fastapi import FastAPI
 
 from index.release.release import pointer
@@ -17,7 +18,7 @@ from service.http.requests import RequestScope
 from service.http.security import Gate
 from service.ingest.ingest import Ingest
 from service.ingest.jobs import Jobs
-from service.ledger.ledger import Ledger
+from service.ledger.ledger import Ledger, LedgerError
 from service.ledger.opening import open_ledger
 from service.ledger.probe import Probe
 from service.ledger.redis_streams import RedisLedger
@@ -29,6 +30,8 @@ from service.serving.swap import Swapper, trim
 from service.settings import Settings
 
 VERSION = version("debut")
+
+log = structlog.get_logger("debut.app")
 
 # FastAPI would otherwise speak to whatever OpenTelemetry provider it finds, and set one up from the
 # environment.
@@ -47,7 +50,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         """Open release and ledger and bring the one to where the other says it is.
 
-        Raises DebutError (ReleaseError, LedgerError, ...) when it cannot be served.
+        Raises DebutError (ReleaseError, LedgerError, ...) when it cannot be served. A full disk is no reason.
         """
         self.settings = settings
         self.keys = KeyRing(settings.keys_file) if settings.keys_file else None
@@ -56,7 +59,7 @@ class Service:
         serving = Serving.open(settings)
         self.ledger: Ledger = open_ledger(settings)
         try:
-            self.ledger.check()
+            _check(self.ledger)
             reached = serving.replay(self.ledger)
             trim(serving, self.ledger)
         except BaseException:
@@ -93,6 +96,16 @@ class Service:
         self.ingest.close()
         self.probe.close()
         self.ledger.close()
+
+
+def _check(ledger: Ledger) -> None:
+    """Refuse to start on a ledger that cannot be written; on one without room, what is known is still good to ask."""
+    try:
+        ledger.check()
+    except LedgerError as error:
+        if error.code != "ledger_full":
+            raise
+        log.warning("nothing can be taken in until there is room", reason=error.detail)
 
 
 def create_app(settings: Settings) -> FastAPI:

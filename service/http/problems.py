@@ -74,6 +74,7 @@ KINDS: dict[str, Kind] = {
     "index_unavailable": Kind(503, "The vector index does not answer"),
     "ledger_unwritable": Kind(503, "The ledger cannot be written"),
     "not_ready": Kind(503, "The service is not ready"),
+    "ledger_full": Kind(507, "There is no room in the ledger"),
     "spool_full": Kind(507, "There is no room for the upload"),
 }
 
@@ -107,7 +108,9 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's word
 
 def problem_of(error: DebutError) -> Problem:
     """Return the problem that an error of the layers below amounts to; raise it when it is not the client's."""
-    code = "ledger_unwritable" if error.code.startswith("ledger_") else error.code
+    code = error.code
+    if code not in KINDS and code.startswith("ledger_"):
+        code = "ledger_unwritable"
     if code not in KINDS:
         raise error
     return Problem(code, error.detail, setting=_SETTING_OF.get(code))

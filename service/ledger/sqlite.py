@@ -230,6 +230,11 @@ class SqliteLedger:
         try:
             yield
         except (sqlite3.OperationalError, OSError) as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                raise LedgerError(
+                    f"There is no room left for {self.path}: make some on its disk, and the service goes on by itself.",
+                    code="ledger_full",
+                ) from error
             raise LedgerError(
                 f"{self.path} cannot be written ({error}): check its permissions and the space left."
             ) from error

@@ -118,6 +118,7 @@ _QUERY: list[dict[str, Any]] = [
             "invalid_request",
             "missing_part",
             "queue_full",
+            "ledger_full",
             "ledger_unwritable",
             "not_ready",
             "spool_full",
@@ -246,7 +247,7 @@ async def get_track(request: Request, track_id: str) -> Response:
     response_model=None,
     responses={
         200: {"model": Removal, "description": "A receipt: from what it was removed."},
-        **failures("unknown_track", "ledger_unwritable"),
+        **failures("unknown_track", "ledger_full", "ledger_unwritable"),
     },
 )
 async def remove_track(request: Request, track_id: str) -> Response:
