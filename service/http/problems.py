@@ -66,6 +66,7 @@ KINDS: dict[str, Kind] = {
     "invalid_request": Kind(422, "The request does not fit"),
     "missing_part": Kind(422, "A part of the upload is missing"),
     "unknown_seeds": Kind(422, "No seed is known"),
+    "key_queue_full": Kind(429, "Too many uploads of one key at once"),
     "headers_too_large": Kind(431, "The headers are too large"),
     "internal": Kind(500, "Something broke on our side"),
     "too_many_connections": Kind(503, "Too many connections at once"),
@@ -102,7 +103,7 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's word
         self.code, self.detail, self.setting, self.errors = code, detail, setting, errors
         self.kind = KINDS[code]
         self.headers = dict(headers or {})
-        if self.kind.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        if self.kind.status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
             self.headers.setdefault("Retry-After", str(RETRY_AFTER_S))
 
 
