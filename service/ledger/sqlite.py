@@ -253,7 +253,7 @@ class SqliteLedger:
                     code="ledger_full",
                 ) from error
             raise LedgerError(
-                f"{self.path} cannot be written ({error}): check its permissions and the space left."
+                f"{self.path} cannot be written ({error}): check its disk, permissions and the space left."
             ) from error
         except sqlite3.DatabaseError as error:
             if type(error) is not sqlite3.DatabaseError:  # its subclasses speak of our code, not of the file

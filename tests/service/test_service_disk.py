@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from service_disk import SmallDisk
+from service_disk import BreakableDisk, SmallDisk, repaired
 from service_process import RunningService, run_to_exit
 from service_uploads import seeded, upload
 from test_service_problems import assert_problem
@@ -189,3 +189,30 @@ def test_a_disk_that_is_read_only_is_a_sentence_at_start_and_the_ledger_is_whole
             reads(running.client, "before")
             assert running.stop() == 0
         assert whole(disk.path / "ledger.sqlite", tmp_path / "copy") == {"before"}
+
+
+@pytest.mark.long
+def test_a_disk_that_breaks_and_is_made_read_only_is_a_503_and_all_is_there_when_it_is_mended(releases, tmp_path, clip):
+    """What the kernel does with ext4 and an error on it. It stays read-only until it is mounted anew."""
+    image, told = tmp_path / "image", {"decode_workers": 1, "log_level": "error"}
+    acknowledged = {f"before-{number}" for number in range(5)}
+    with (
+        BreakableDisk(tmp_path / "disk", image) as disk,
+        RunningService(releases, disk.folder / "ledger.sqlite", inside=disk.inside, **told) as running,
+    ):
+        client = running.client
+        assert [upload(client, clip, track_id=one).status_code for one in sorted(acknowledged)] == [201] * 5
+        disk.fail()
+        for number in range(3):
+            answer = upload(client, clip, track_id=f"late-{number}")
+            assert "cannot be written" in assert_problem(answer, 503, "ledger_unwritable").detail
+            reads(client, "before-0")
+        assert_problem(client.delete("/tracks/before-0"), 503, "ledger_unwritable")
+        until_ready(client, 503)
+        running.kill()
+    repaired(image)
+    with BreakableDisk(tmp_path / "disk", image) as disk:
+        with RunningService(releases, disk.folder / "ledger.sqlite", inside=disk.inside, **told) as running:
+            assert upload(running.client, clip, track_id="after").status_code == 201
+            assert running.stop() == 0
+        assert whole(disk.path / "ledger.sqlite", tmp_path / "copy") == acknowledged | {"after"}

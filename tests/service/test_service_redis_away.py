@@ -18,8 +18,8 @@ from service.ledger.ledger import TrackAdded
 from service.ledger.redis_connection import ANSWER_S
 from service.ledger.redis_streams import RedisLedger
 
-BOUND_S = 2 * ANSWER_S + 2
-"""Within which a write is refused whatever Redis does: an answer that does not come, a connection that is not made."""
+BOUND_S = ANSWER_S + 3
+"""Within which a write is refused whatever Redis does, and however many others are refused at the same time."""
 
 SOON_S = 5.0
 """Within which everything is well again once Redis is."""
