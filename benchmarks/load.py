@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import uvloop
@@ -121,30 +121,51 @@ class _Load:
             seen.hurried += not patient
 
     async def _answer(self, request: bytes) -> tuple[int, bool]:
-        reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(*self._address)
+        """Return an answer's status, and whether it says when to come again.
+
+        A connection that the service closed while it was idle is made anew, as any client does (RFC 9112, 9.3.1).
+        """
+        while self._idle:
+            try:
+                return await self._exchange(*self._idle.pop(), request)
+            except (OSError, asyncio.IncompleteReadError) as error:
+                if getattr(error, "partial", b""):
+                    raise
+        return await self._exchange(*await asyncio.open_connection(*self._address), request)
+
+    async def _exchange(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
+    ) -> tuple[int, bool]:
+        sending = asyncio.ensure_future(_write(writer, request))
         kept = False
         try:
-            sending: Awaitable[None] = asyncio.ensure_future(self._write(writer, request))
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
             length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
             await reader.readexactly(length)
-            await sending
-            kept = b"connection: close" not in head
+            # An upload that was refused at once is still on its way; whoever is slow is cut off after the answer.
+            kept = await sending and b"connection: close" not in head
         finally:
             if kept:
                 self._idle.append((reader, writer))
             else:
+                sending.cancel()
                 writer.close()
         return int(head.split(b" ", 2)[1]), b"\r\nretry-after: " in head
-
-    async def _write(self, writer: asyncio.StreamWriter, request: bytes) -> None:
-        writer.write(request)
-        await writer.drain()
 
     def close(self) -> dict[str, Answers]:
         for _, writer in self._idle:
             writer.close()
         return self.answers
+
+
+async def _write(writer: asyncio.StreamWriter, request: bytes) -> bool:
+    """Return whether all of it was taken."""
+    try:
+        writer.write(request)
+        await writer.drain()
+    except OSError:
+        return False
+    return True
 
 
 def request(method: str, path: str, body: bytes = b"", kind: str = "") -> bytes:

@@ -27,11 +27,13 @@ ANSWER_S = 5.0
 DURABLE = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
 """How Redis must be set so that what it acknowledges is there after any crash, and stays."""
 
+_COPY = "it is a read-only copy: name the primary in DEBUT_LEDGER, or wait until this is one"
 _REMEDIES = {
     "OOM": "it holds as much as maxmemory allows: raise that with CONFIG SET there and in redis.conf",
     "MISCONF": "its disk is full or broken: make room there, and see its log",
     "NOREPLICAS": "it has fewer copies than min-replicas-to-write asks for: bring them back, or set that lower",
-    "READONLY": "it is a read-only copy: name the primary in DEBUT_LEDGER, or wait until this is one",
+    "READONLY": _COPY,
+    "UNBLOCKED": _COPY,  # it became one while it was asked
 }
 """What to do when Redis answers, but takes no write; by the word that its error begins with."""
 

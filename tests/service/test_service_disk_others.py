@@ -6,8 +6,9 @@ import time
 import pytest
 from service_disk import SmallDisk
 from service_process import RunningService, run_to_exit
+from service_redis import RedisServer
 from service_uploads import upload
-from test_service_disk import MIB, reads, takes_in_again, whole
+from test_service_disk import MIB, reads, takes_in_again, upload_until, whole
 from test_service_problems import assert_problem
 from test_service_process import assert_refused
 
@@ -62,3 +63,27 @@ def test_a_fold_on_a_full_disk_is_a_sentence_and_leaves_nothing(releases, tmp_pa
                 assert time.monotonic() - started < 20
                 time.sleep(0.1)
             reads(client, "newer")
+
+
+@pytest.mark.long
+def test_redis_on_a_full_disk_ends_itself_and_all_is_there_when_it_is_started_with_room(releases, tmp_path, clip):
+    """What it says it does with `appendfsync always`: the last event that it acknowledged is the last in its file."""
+    with (
+        SmallDisk(tmp_path / "disk", 4 * MIB) as disk,
+        RedisServer(tmp_path / "redis", inside=disk.inside, dir=disk.folder) as redis,
+        RunningService(releases, redis.url, decode_workers=1, log_level="error") as running,
+    ):
+        client = running.client
+        assert upload(client, clip, track_id="before").status_code == 201
+        disk.fill(leave=150_000)
+        acknowledged = {"before"} | upload_until(client, clip, "filling", 503, "ledger_unwritable")
+        redis.process.wait(10)
+        assert_problem(client.delete("/tracks/before"), 503, "ledger_unwritable")
+        reads(client, "before")
+        disk.empty()
+        redis.start()
+        print(f"{len(acknowledged)} acknowledged, well again after {takes_in_again(client, clip, 'after'):.2f} s")
+        running.kill()
+        with RunningService(releases, redis.url, decode_workers=1, log_level="error") as again:
+            for track_id in acknowledged | {"after"}:
+                assert again.client.get(f"/tracks/{track_id}").status_code == 200

@@ -139,7 +139,11 @@ def until_status(client: httpx.Client, status: int) -> float:
     return time.monotonic() - started
 
 
-@pytest.mark.parametrize("name", FAULTS)
+LONG = ("stopped", "without its copies")  # much as others are
+NAMES = [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in FAULTS]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_reads_go_on_writes_are_told_to_come_back_and_nothing_is_lost(running, redis_server, clip, name):
     client, fault = running.client, FAULTS[name]
     known = client.get("/tracks", params={"q": "a"}).json()["tracks"][0]["track_id"]
@@ -178,6 +182,7 @@ def test_reads_go_on_writes_are_told_to_come_back_and_nothing_is_lost(running, r
         f"{max(seconds):.2f} s, {sum(s > 1 for s in seconds)} after more than 1 s; /readyz refused after {ready_s:.2f} "
         f"s; well again after {back_s:.2f} s; {len(load.added)} acknowledged are there"
     )
+    assert sum(s < 1 for s in seconds) >= 3, "each waits as long as the one before"
     assert longest < BOUND_S / 4
     until_status(client, 200)
     ledger = RedisLedger(redis_server.url)
