@@ -6,7 +6,7 @@ import platform
 import sys
 import time
 
-MODULES = ("search", "audience", "ingest", "larp")
+MODULES = ("search", "audience", "ingest", "overload", "larp")
 """Modules of this package; each has run() -> list of (what, figure)."""
 
 

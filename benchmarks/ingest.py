@@ -212,7 +212,8 @@ def publish_release(root: Path) -> None:
         vectors = rng.standard_normal((CATALOGUE, dims), dtype=np.float32)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    audio, text, matching = unit(256), unit(256), unit(128)
+    bcl = BclConfig()
+    audio, text, matching = unit(256), unit(256), unit(bcl.dims + bcl.content_dims)
     both = audio + text
     vectors = {"audio": audio, "text": text, "continuation": both / np.linalg.norm(both, axis=1, keepdims=True)}
     towers = LarpConfig(
@@ -227,7 +228,7 @@ def publish_release(root: Path) -> None:
         export_towers(
             build_larp(towers, [f"The track {t.title} by {t.artist}" for t in tracks[:1000]]), folder / "encoder"
         )
-        export_matcher(Bcl(fields, BclConfig()), folder / "matcher")
+        export_matcher(Bcl(fields, bcl), folder / "matcher")
         write_collection(folder, tracks, np.ones(CATALOGUE, np.int32), vectors, matching)
         ids = [f"u{n}" for n in range(2000)]
         write_audience(folder / "audience", ids, listener, row, np.ones(40_000, np.float32), matching)

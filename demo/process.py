@@ -57,6 +57,12 @@ class Service:
     ) -> None:
         self._end()
 
+    @property
+    def pid(self) -> int:
+        """The running service's process."""
+        assert self._process is not None
+        return self._process.pid
+
     def wait(self) -> None:
         """Wait until the service ends by itself."""
         assert self._process is not None

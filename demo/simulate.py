@@ -160,7 +160,7 @@ def write_listens(path: Path, tracks: Songs, listens: SimulatedListens) -> None:
 
 
 def measure(root: Path, audio: Sequence[str]) -> NDArray[np.float64]:
-    """Return `audible` of each file under `root`, [N, 4]; raises index.audio.AudioError on a bad one."""
+    """Return `audible` of each file under `root`, [N, 4]; raises index.sound.audio.AudioError on a bad one."""
     return np.stack([audible(log_mel(decode(root / name).clips)) for name in audio])
 
 

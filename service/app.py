@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
+import structlog
 from fastapi import FastAPI
 
 from index.release.release import pointer
@@ -17,17 +18,20 @@ from service.http.requests import RequestScope
 from service.http.security import Gate
 from service.ingest.ingest import Ingest
 from service.ingest.jobs import Jobs
-from service.ledger.ledger import Ledger
+from service.ledger.ledger import Ledger, LedgerError
 from service.ledger.opening import open_ledger
+from service.ledger.probe import Probe
 from service.ledger.redis_streams import RedisLedger
 from service.metrics import Metrics
-from service.routes import audience, health, ingests, playlists, tracks
+from service.routes import audience, console, health, ingests, playlists, tracks
 from service.serving.follow import Follower
 from service.serving.serving import Current, Serving
 from service.serving.swap import Swapper, trim
 from service.settings import Settings
 
 VERSION = version("debut")
+
+log = structlog.get_logger("debut.app")
 
 # FastAPI would otherwise speak to whatever OpenTelemetry provider it finds, and set one up from the
 # environment.
@@ -46,7 +50,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         """Open release and ledger and bring the one to where the other says it is.
 
-        Raises DebutError (ReleaseError, LedgerError, ...) when it cannot be served.
+        Raises DebutError (ReleaseError, LedgerError, ...) when it cannot be served. A full disk is no reason.
         """
         self.settings = settings
         self.keys = KeyRing(settings.keys_file) if settings.keys_file else None
@@ -55,12 +59,13 @@ class Service:
         serving = Serving.open(settings)
         self.ledger: Ledger = open_ledger(settings)
         try:
-            self.ledger.check()
+            _check(self.ledger)
             reached = serving.replay(self.ledger)
             trim(serving, self.ledger)
         except BaseException:
             self.ledger.close()
             raise
+        self.probe = Probe(self.ledger)
         self.current = Current(serving, reached)
         self.ingest = Ingest(self.current, self.ledger, settings, self.metrics)
         self.jobs, self.answers = Jobs(self.metrics), Answers()
@@ -89,7 +94,18 @@ class Service:
             self.follower.stop()
         self.searches.shutdown()
         self.ingest.close()
+        self.probe.close()
         self.ledger.close()
+
+
+def _check(ledger: Ledger) -> None:
+    """Refuse to start on a ledger that cannot be written; on one without room, what is known is still good to ask."""
+    try:
+        ledger.check()
+    except LedgerError as error:
+        if error.code != "ledger_full":
+            raise
+        log.warning("nothing can be taken in until there is room", reason=error.detail)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -116,7 +132,7 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry=_NO_TELEMETRY,
     )
     app.state.service = service
-    for router in (tracks.router, ingests.router, playlists.router, audience.router, health.router):
+    for router in (tracks.router, ingests.router, playlists.router, audience.router, console.router, health.router):
         app.include_router(router)
     problems.install(app)
     openapi.install(app)

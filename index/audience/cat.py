@@ -43,7 +43,7 @@ BETWEEN = 0.05
 
 
 class ReleaseFolder(Protocol):
-    """What an audience needs of index.release.Release."""
+    """What an audience needs of index.release.release.Release."""
 
     @property
     def path(self) -> Path:
@@ -82,10 +82,10 @@ class Audience:
         """Return whom to show a track with matching vector `query` f32 [d], unit (bcl.md, CAT).
 
         R: the NEIGHBOURS nearest tracks with listeners (by similarity + `prior` x ln(1 + listeners), see
-        index.prior), weights softmax(similarity / TEMPERATURE). U0: their
+        index.search.prior), weights softmax(similarity / TEMPERATURE). U0: their
         listeners, weight = sum of track weight x play strength / sqrt(|I_u|), the CAP heaviest. Centroids:
         weighted spherical k-means of U0 into `clusters` (None: 3 to 8, by silhouette), those under LEAST_MASS
-        dropped. Scores: index.reach.Affinity, with a = weights^CORE.
+        dropped. Scores: index.audience.reach.Affinity, with a = weights^CORE.
         `limit` listeners, quotas by mass, then filled by score.
 
         Up to EVERYBODY listeners, and with `min_score` (which leaves out all below), all are scored; else those whom

@@ -46,7 +46,7 @@ def write_audience(
 
     `plays` f32 [n] are summed over repeated pairs; pairs without plays are left out. `matching` is f32 [N,
     d], NaN or zero where a track has no vector. A listener who heard n tracks has n^activity in their score (see
-    index.reach.Affinity). The folder has the listeners in an order of its own (see
+    index.audience.reach.Affinity). The folder has the listeners in an order of its own (see
     Listening). Raises ValueError for arrays that do not fit together.
     """
     matching = np.nan_to_num(np.asarray(matching, dtype=np.float32))

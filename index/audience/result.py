@@ -34,7 +34,7 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A listener to show the track to: score (index.reach.Affinity), and the number of the nearest cluster."""
+    """A listener to show the track to: score (index.audience.reach.Affinity), and the number of the nearest cluster."""
 
     listener_id: str
     score: float

@@ -20,7 +20,7 @@ Mask = NDArray[np.bool_]
 
 
 class ReleaseFiles(Protocol):
-    """What the index needs of index.release.Release."""
+    """What the index needs of index.release.release.Release."""
 
     @property
     def id(self) -> str:

@@ -32,7 +32,7 @@ class _RefusedError(Exception):
 
 
 class Connection(HttpToolsProtocol):
-    """A connection that ends when it should: bodies are timed where they are read (service.bodies), all else here.
+    """A connection that ends when it should: bodies are timed where they are read (service.http.bodies), all else here.
 
     A request's line and headers have DEBUT_HEADER_TIMEOUT_S to arrive, from the connection's or the request's first
     byte, and DEBUT_MAX_HEADER_BYTES; a body that nobody wants is dropped for LINGER_S; an answer has to be read within

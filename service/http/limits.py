@@ -1,5 +1,6 @@
 """Limits that an operator sets: a request beyond one is refused, naming the setting that moves it."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -50,6 +51,38 @@ def check_continue(request: ContinueRequest, settings: Settings) -> None:
         within(settings, "max_filter_values", f"filters.{name}", len(values), "values")
         for text in values:
             within(settings, "max_text_chars", f"filters.{name}", len(text), "characters")
+
+
+class Places:
+    """Places for the uploads in hand; to be used by one event loop.
+
+    First come, first served; but one API key may hold at most as many places as are free (dynamic thresholds:
+    Choudhury and Hahne, 1998). So one alone holds half of them, two a third each, and whoever comes finds a place.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size, self.taken = size, 0
+        self._of = Counter[str]()
+
+    @contextmanager
+    def place(self, key: str | None) -> Iterator[None]:
+        """Hold a place for a key, or for nobody in particular. Raises Problem: queue_full, key_queue_full."""
+        if self.taken >= self.size:
+            detail = f"{self.taken} uploads are in hand already; try again shortly."
+            raise Problem("queue_full", detail, setting="queue_size")
+        if key is not None and self._of[key] >= self.size - self.taken:
+            detail = (
+                f"{self._of[key]} uploads of {key} are in hand already, and others want a place; try again shortly."
+            )
+            raise Problem("key_queue_full", detail, setting="queue_size")
+        self.taken += 1
+        self._of.update([key] if key is not None else [])
+        try:
+            yield
+        finally:
+            self.taken -= 1
+            if key is not None:
+                self._of -= Counter([key])  # and forgets keys without any
 
 
 class Queue:

@@ -66,6 +66,7 @@ KINDS: dict[str, Kind] = {
     "invalid_request": Kind(422, "The request does not fit"),
     "missing_part": Kind(422, "A part of the upload is missing"),
     "unknown_seeds": Kind(422, "No seed is known"),
+    "key_queue_full": Kind(429, "Too many uploads of one key at once"),
     "headers_too_large": Kind(431, "The headers are too large"),
     "internal": Kind(500, "Something broke on our side"),
     "too_many_connections": Kind(503, "Too many connections at once"),
@@ -74,6 +75,7 @@ KINDS: dict[str, Kind] = {
     "index_unavailable": Kind(503, "The vector index does not answer"),
     "ledger_unwritable": Kind(503, "The ledger cannot be written"),
     "not_ready": Kind(503, "The service is not ready"),
+    "ledger_full": Kind(507, "There is no room in the ledger"),
     "spool_full": Kind(507, "There is no room for the upload"),
 }
 
@@ -101,13 +103,15 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's word
         self.code, self.detail, self.setting, self.errors = code, detail, setting, errors
         self.kind = KINDS[code]
         self.headers = dict(headers or {})
-        if self.kind.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        if self.kind.status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
             self.headers.setdefault("Retry-After", str(RETRY_AFTER_S))
 
 
 def problem_of(error: DebutError) -> Problem:
     """Return the problem that an error of the layers below amounts to; raise it when it is not the client's."""
-    code = "ledger_unwritable" if error.code.startswith("ledger_") else error.code
+    code = error.code
+    if code not in KINDS and code.startswith("ledger_"):
+        code = "ledger_unwritable"
     if code not in KINDS:
         raise error
     return Problem(code, error.detail, setting=_SETTING_OF.get(code))
@@ -159,7 +163,7 @@ def response(problem: Problem, request_id: str) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Make every failure of `app` a problem document (unforeseen ones: service.requests.RequestScope)."""
+    """Make every failure of `app` a problem document (unforeseen ones: service.http.requests.RequestScope)."""
 
     async def answer(request: Request, error: Exception) -> Response:
         return response(_as_problem(request, error), request.state.request_id)

@@ -12,7 +12,10 @@ from service.http.problems import Problem, response
 from service.settings import Settings, is_loopback
 
 OPEN = frozenset({"/livez", "/readyz"})
-"""Paths that need no key: what asks them holds none. They say how the service is, and change nothing."""
+"""Paths for everybody: what asks them holds no key. They say how the service is, and change nothing."""
+
+CONSOLE = "/console/"
+"""A browser fetches the console, `/` and the files below this, before it can be told a key; they hold no data."""
 
 READING_POSTS = frozenset({"/continue-playlist"})
 """Paths where POST only reads; everywhere else a method that is not GET or HEAD writes."""
@@ -32,9 +35,9 @@ _REALM = 'Bearer realm="debut"'
 class Gate:
     """ASGI middleware that lets a request through to the routes, or answers 401, 403 or 421 before anything is read.
 
-    With keys, every path but those of OPEN needs one. Without keys, a browser on this machine is what others could
-    use: Host must be a name of this service (against DNS rebinding), and requests that another site's page makes are
-    refused.
+    With keys, every path but those of OPEN and the console's needs one. Without keys, a browser on this machine is what
+    others could use: Host must be a name of this service (against DNS rebinding), and requests that another site's
+    page makes are refused.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, keys: KeyRing | None) -> None:
@@ -57,7 +60,7 @@ class Gate:
         self._check_host(headers)
         if self._keys is None:
             self._check_site(scope, headers)
-        else:
+        elif needs_key(scope["path"]):
             scope["state"]["key"] = self._check_key(scope, headers, self._keys)
 
     def _check_host(self, headers: Headers) -> None:
@@ -112,6 +115,11 @@ class Gate:
         return key.name
 
 
+def needs_key(path: str) -> bool:
+    """Whether a path needs a key where there are keys; what is not known does."""
+    return path not in OPEN and path != "/" and not path.startswith(CONSOLE)
+
+
 def needed_scope(method: str, path: str) -> str:
     """Return "read" or "write". What is not known to read needs write, a route of tomorrow as well."""
     return "read" if method in ("GET", "HEAD") or (method == "POST" and path in READING_POSTS) else "write"
@@ -153,6 +161,6 @@ def describe(schema: dict[str, Any]) -> None:
     }
     for path, item in schema["paths"].items():
         for method, operation in item.items():
-            if path not in OPEN:
+            if needs_key(path):
                 operation["security"] = [{"key": []}, {}]
                 operation["x-scope"] = needed_scope(method.upper(), path)

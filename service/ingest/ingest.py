@@ -2,9 +2,9 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, TypeVar
@@ -15,6 +15,7 @@ from index.sound.features import quantise
 from index.tracks.track import Track
 from service.decode.pool import Decoding
 from service.decode.wire import Heard
+from service.http.limits import Places
 from service.http.problems import Problem
 from service.http.upload import Upload
 from service.ingest.duplicates import Near, nearest_sound
@@ -74,25 +75,22 @@ class Ingest:
         self.decoding = Decoding(settings, metrics)
         metrics.decode_queue.set_function(lambda: self._pool._work_queue.qsize() + self.decoding.waiting)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._in_hand = 0
+        self._places = Places(settings.queue_size)
+        metrics.uploads.set_function(lambda: self._places.taken)
 
-    @asynccontextmanager
-    async def place_in_queue(self) -> AsyncIterator[None]:
-        """Hold a place while an upload is received and worked on. Raises Problem `queue_full`."""
-        if self._in_hand >= self._settings.queue_size:
-            self._metrics.refused.inc()
-            raise Problem(
-                "queue_full",
-                f"{self._in_hand} uploads are in hand already; try again shortly.",
-                setting="queue_size",
-            )
-        self._in_hand += 1
-        self._metrics.uploads.set(self._in_hand)
-        try:
+    @contextmanager
+    def place_in_queue(self, key: str | None) -> Iterator[None]:
+        """Hold a place while an upload, sent with an API key or without, is received and worked on.
+
+        Raises Problem: queue_full, key_queue_full.
+        """
+        with ExitStack() as held:
+            try:
+                held.enter_context(self._places.place(key))
+            except Problem:
+                self._metrics.refused.inc()
+                raise
             yield
-        finally:
-            self._in_hand -= 1
-            self._metrics.uploads.set(self._in_hand)
 
     async def add(self, upload: Upload, watch: Stopwatch) -> Ingested:
         """Take a track in; once this returns it can be recommended, now and after any crash.

@@ -15,8 +15,9 @@ from service.ledger.records import PackedFeatures
 
 
 class LedgerError(DebutError):
-    """The ledger cannot be used. Codes: ledger_unwritable, ledger_damaged, ledger_format, ledger_busy,
-    ledger_missing, ledger_overtaken, ledger_unsafe (it forgets what it acknowledges), ledger_lost (it has forgotten).
+    """The ledger cannot be used. Codes: ledger_unwritable, ledger_full (its disk is), ledger_damaged, ledger_format,
+    ledger_busy, ledger_missing, ledger_overtaken, ledger_unsafe (it forgets what it acknowledges), ledger_lost (it has
+    forgotten).
     """
 
     code = "ledger_unwritable"

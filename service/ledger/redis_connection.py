@@ -7,16 +7,35 @@ from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
 from redis.retry import Retry
 
 from service.ledger.ledger import LedgerError
+from service.ledger.names import bound_names
+from service.ledger.silence import Silence
 
 ANSWER_S = 5.0
 """Longest wait for an answer, in seconds."""
 
 DURABLE = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
 """How Redis must be set so that what it acknowledges is there after any crash, and stays."""
+
+_COPY = "it is a read-only copy: name the primary in DEBUT_LEDGER, or wait until this is one"
+_REMEDIES = {
+    "OOM": "it holds as much as maxmemory allows: raise that with CONFIG SET there and in redis.conf",
+    "MISCONF": "its disk is full or broken: make room there, and see its log",
+    "NOREPLICAS": "it has fewer copies than min-replicas-to-write asks for: bring them back, or set that lower",
+    "READONLY": _COPY,
+    "UNBLOCKED": _COPY,  # it became one while it was asked
+}
+"""What to do when Redis answers, but takes no write; by the word that its error begins with."""
 
 _ON_DISK = ("WAITAOF", 1, 0, 3000)  # this machine's file, nobody else's, milliseconds
 
@@ -25,7 +44,7 @@ class Connection:
     """Redis, from several threads; `commands` are redis-py's, to be used within `translated`.
 
     A connection that broke is made anew once and at once (Redis was restarted); a Redis that is away is an error now,
-    so that whoever asks can be told to come back.
+    so that whoever asks can be told to come back. One that keeps silent is waited for by one caller at a time.
     """
 
     def __init__(self, url: str, password_file: Path | None) -> None:
@@ -43,6 +62,8 @@ class Connection:
             raise LedgerError(
                 f"DEBUT_LEDGER cannot be used ({error}): redis://host:port/db is what it takes."
             ) from None
+        bound_names(self.commands)
+        self._silence = Silence()
         told = self.commands.get_connection_kwargs()
         place = told.get("path") or f"{told.get('host', 'localhost')}:{told.get('port', 6379)}"
         self.name = f"Redis at {place}/{told.get('db', 0)}"
@@ -99,20 +120,36 @@ class Connection:
                 raise redis.TimeoutError("its disk does not confirm what was written")
             return answer
 
+    @property
+    def silent(self) -> bool:
+        """Whether Redis keeps silent, as far as is known."""
+        return self._silence.lasts
+
     @contextmanager
-    def translated(self) -> Iterator[None]:
-        """Turn Redis's errors into LedgerError with a sentence that helps."""
-        try:
-            yield
-        except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
-            raise LedgerError(
+    def translated(self, *, patient: bool = False) -> Iterator[None]:
+        """Turn Redis's errors into LedgerError with a sentence that helps.
+
+        While Redis keeps silent, one caller at a time asks it, `patient` ones first; the others are told at once.
+        """
+        with self._silence.endured(patient):
+            try:
+                yield
+            except redis.RedisError as error:
+                if isinstance(error, ReadOnlyError):  # its name may lead to another by now
+                    self.commands.connection_pool.disconnect(inuse_connections=False)
+                raise self._refusal(error) from error
+
+    def _refusal(self, error: redis.RedisError) -> LedgerError:
+        if isinstance(error, (AuthenticationError, AuthorizationError, NoPermissionError)):
+            return LedgerError(
                 f"{self.name} does not let the service in ({error}): set DEBUT_REDIS_PASSWORD_FILE to a file with the "
                 "password, and name the user in DEBUT_LEDGER (redis://user@host:port/db)."
-            ) from error
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            raise LedgerError(f"{self.name} does not answer ({error}): start it, or check DEBUT_LEDGER.") from error
-        except redis.RedisError as error:
-            raise LedgerError(f"{self.name} cannot be written ({error}): check its memory, disk and log.") from error
+            )
+        if isinstance(error, (redis.ConnectionError, redis.TimeoutError)):
+            return LedgerError(f"{self.name} does not answer ({error}): start it, or check DEBUT_LEDGER.")
+        if remedy := _REMEDIES.get(_kind(error)):
+            return LedgerError(f"{self.name} takes no writes, {remedy}.")
+        return LedgerError(f"{self.name} cannot be written ({error}): check its memory, disk and log.")
 
     def close(self) -> None:
         """Let go of all connections."""
@@ -124,6 +161,12 @@ def _password(path: Path) -> str:
         return path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise LedgerError(f"{path} cannot be read ({error}): check DEBUT_REDIS_PASSWORD_FILE.") from None
+
+
+def _kind(error: redis.RedisError) -> str:
+    """Return the word that Redis's error began with, which redis-py leaves out of those that it knows."""
+    known: dict[type, str] = {OutOfMemoryError: "OOM", ReadOnlyError: "READONLY"}
+    return known.get(type(error)) or str(error).partition(" ")[0]
 
 
 def _value(told: Any, name: str) -> str:

@@ -3,7 +3,7 @@
 A stream has what happened, in order; a hash for each added track has what the event carries. In Redis:
 
     debut:ledger:events   stream: <sequence>-0 -> track_id, created, content_sha256 (empty for a removal)
-    debut:ledger:event:N  hash of one addition: metadata, features, embedding (as in service.ledger_schema)
+    debut:ledger:event:N  hash of one addition: metadata, features, embedding (as in service.ledger.schema)
     debut:ledger:last     hash: track_id -> its newest event's sequence number
     debut:ledger:state    hash: format, last (the newest sequence number), checked
 """
@@ -169,8 +169,9 @@ class RedisLedger:
 
     def wait(self, after: int, seconds: float) -> bool:
         """See SharedLedger. `seconds` must be less than Redis is given to answer."""
-        with self._redis.translated():
-            return bool(self._redis.commands.xread({EVENTS: f"{after}-0"}, count=1, block=int(seconds * 1000)))
+        block = 1 if self._redis.silent else int(seconds * 1000)  # so that it is known at once when Redis is back
+        with self._redis.translated(patient=True):
+            return bool(self._redis.commands.xread({EVENTS: f"{after}-0"}, count=1, block=block))
 
     def newest(self) -> int:
         """See Ledger."""

@@ -4,8 +4,9 @@ import fcntl
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from service.ledger.records import (
 from service.ledger.schema import APPLICATION_ID, EVENT, FORMAT, HEADS, NEWEST, OVERTAKEN, SCHEMA
 
 _HEADER = b"SQLite format 3\0"
+EMPTIED_S = 5.0
+"""How long a trim tries to empty the log while somebody reads in it, in seconds."""
+
 _TRIMMED_AT_ONCE = 64  # events a transaction: whoever appends meanwhile waits for one of these
 
 
@@ -186,8 +190,21 @@ class SqliteLedger:
                 self._db.executemany("DELETE FROM embeddings WHERE sequence = ?", batch)
                 self._db.executemany("DELETE FROM events WHERE sequence = ?", batch)
         if overtaken:
-            self._rows("PRAGMA wal_checkpoint(TRUNCATE)")  # the log beside the file has them too
+            self._empty_log()  # it has them too
         return len(overtaken)
+
+    def _empty_log(self) -> None:
+        """Empty the log beside the file, unless another process reads in it for longer than EMPTIED_S.
+
+        On a connection of its own, which waits for nobody while it holds what writers need: they append meanwhile.
+        """
+        until = time.monotonic() + EMPTIED_S
+        with self._translated(), closing(sqlite3.connect(self.path, 0.0, isolation_level=None)) as other:
+            busy = 1
+            while busy and time.monotonic() < until:
+                other.execute("PRAGMA wal_checkpoint(PASSIVE)")  # writes most of it down without any lock of theirs
+                busy = other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+                time.sleep(0.05 * busy)
 
     def check(self) -> None:
         """See Ledger."""
@@ -230,8 +247,13 @@ class SqliteLedger:
         try:
             yield
         except (sqlite3.OperationalError, OSError) as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                raise LedgerError(
+                    f"There is no room left for {self.path}: make some on its disk, and the service goes on by itself.",
+                    code="ledger_full",
+                ) from error
             raise LedgerError(
-                f"{self.path} cannot be written ({error}): check its permissions and the space left."
+                f"{self.path} cannot be written ({error}): check its disk, permissions and the space left."
             ) from error
         except sqlite3.DatabaseError as error:
             if type(error) is not sqlite3.DatabaseError:  # its subclasses speak of our code, not of the file

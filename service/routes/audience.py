@@ -13,6 +13,7 @@ from starlette.responses import Response
 from index.audience.cat import Audience
 from index.collection import CollectionView
 from service.http.limits import within
+from service.http.negotiation import prefers
 from service.http.openapi import failures
 from service.http.problems import Problem
 from service.http.schemas import AudienceResponse
@@ -93,30 +94,11 @@ async def audience(request: Request, track_id: str, query: Annotated[AudienceQue
     view = serving.collection.view()
     row = row_of(view, track_id)
     found = await searching(service, lambda: target(serving.audience, view, row, query))
-    if prefers_csv(request.headers.get("accept", "")):
+    if prefers(request.headers.get("accept", ""), CSV):
         return Response(as_csv(found["listeners"]), headers=VARY, media_type=CSV)
     answer = json_answer({"track_id": track_id, **found, "release": view.release_id})
     answer.headers.update(VARY)
     return answer
-
-
-def prefers_csv(accept: str) -> bool:
-    """Whether an Accept header (RFC 9110, 12.5.1) ranks CSV above JSON; JSON where it ranks them equal."""
-    ranks: dict[str, float] = {}
-    for part in accept.lower().split(","):
-        name, *parameters = (piece.strip() for piece in part.split(";"))
-        given = next((value for value in parameters if value.startswith("q=")), "q=1")
-        try:
-            ranks[name] = float(given.removeprefix("q="))
-        except ValueError:
-            ranks[name] = 0.0
-
-    def rank(kind: str) -> float:
-        return next((ranks[n] for n in (kind, f"{kind.partition('/')[0]}/*", "*/*") if n in ranks), 0.0)
-
-    wanted, other = rank(CSV), rank("application/json")
-    named = CSV in ranks and "application/json" not in ranks  # "text/csv, */*" names what it wants
-    return wanted > other or (named and wanted == other > 0)
 
 
 def as_csv(listeners: Iterable[Mapping[str, Any]]) -> str:

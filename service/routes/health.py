@@ -1,6 +1,5 @@
-"""GET /, /livez, /readyz and /metrics: for those who look after the service."""
+"""GET /livez, /readyz and /metrics: for those who look after the service."""
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -15,26 +14,6 @@ from service.routes.answers import json_answer, service_of
 router = APIRouter(tags=["health"])
 
 
-@router.get("/", summary="What this is", responses=failures())
-async def root(request: Request) -> Response:
-    """Say what runs here and where everything is. The console will live here."""
-    serving = service_of(request).serving
-    paths = sorted({path for path in request.app.openapi()["paths"] if path != "/"})
-    return json_answer(
-        {
-            "name": "Debut",
-            "version": request.app.version,
-            "release": serving.release.id,
-            "tracks": len(serving.collection),
-            "docs": {
-                "openapi": "/openapi.json",
-                "note": "No HTML docs: they would load scripts from elsewhere.",
-            },
-            "paths": paths,
-        }
-    )
-
-
 @router.get("/livez", summary="Is the process alive?", responses=failures(to_anybody=True))
 async def livez() -> Response:
     """Answer as long as the event loop turns."""
@@ -44,6 +23,8 @@ async def livez() -> Response:
 @router.get("/readyz", summary="Can it do its work?", responses=failures("not_ready", to_anybody=True))
 async def readyz(request: Request) -> Response:
     """Try what requests need: the ledger by a real transaction, the models by the inference when they were loaded.
+
+    A transaction serves all who ask within a second of it; a ledger that does not answer within two is not ready.
 
     `releases` says what is served, and what is refused and why: a release that cannot be served leaves the old one in
     place, so the service stays ready.
@@ -57,7 +38,7 @@ async def readyz(request: Request) -> Response:
         "tracks": len(serving.collection),
     }
     try:
-        await asyncio.to_thread(service.ledger.check)
+        await service.probe.check()
     except DebutError as error:
         raise Problem("not_ready", f"The ledger cannot be written: {error.detail}") from error
     return json_answer({"ready": True, "ledger": "writable", **checks})

@@ -117,7 +117,9 @@ _QUERY: list[dict[str, Any]] = [
             "idempotency_mismatch",
             "invalid_request",
             "missing_part",
+            "key_queue_full",
             "queue_full",
+            "ledger_full",
             "ledger_unwritable",
             "not_ready",
             "spool_full",
@@ -134,7 +136,7 @@ async def ingest_track(request: Request) -> Response:
     service = service_of(request)
     watch, key, later = Stopwatch(), key_of(request), _respond_async(request)
     async with AsyncExitStack() as held:
-        await held.enter_async_context(service.ingest.place_in_queue())
+        held.enter_context(service.ingest.place_in_queue(request.scope["state"].get("key")))
         upload = await held.enter_async_context(receive(request, service.settings, watch))
         async with service.answers.turn(key, fingerprint(upload, later=later)) as turn:
             if turn.known is not None:
@@ -246,7 +248,7 @@ async def get_track(request: Request, track_id: str) -> Response:
     response_model=None,
     responses={
         200: {"model": Removal, "description": "A receipt: from what it was removed."},
-        **failures("unknown_track", "ledger_unwritable"),
+        **failures("unknown_track", "ledger_full", "ledger_unwritable"),
     },
 )
 async def remove_track(request: Request, track_id: str) -> Response:

@@ -4,6 +4,8 @@ The service notices the new release and swaps to it, and then trims its ledger. 
 every track, the features of live tracks included: a later encoder reads them, and any release can be served again.
 """
 
+import shutil
+
 from index.release.fold import Changes, FoldError, fold
 from index.release.release import MANIFEST, Release
 from service.ledger.opening import open_ledger
@@ -15,7 +17,8 @@ def fold_ledger(settings: Settings) -> tuple[Release, Changes]:
     """Publish the current release with the ledger folded in; return it (the current one if nothing changed).
 
     The ledger is only read. What it hears meanwhile stays in it alone, until the next time. Raises DebutError:
-    FoldError, ReleaseError (release_moved: another was published meanwhile), LedgerError.
+    FoldError (fold_unwritable: no room, or a disk that fails), ReleaseError (release_moved: another was published
+    meanwhile), LedgerError.
     """
     root = settings.releases
     if (root / MANIFEST).is_file():
@@ -31,4 +34,12 @@ def fold_ledger(settings: Settings) -> tuple[Release, Changes]:
     changes = Changes.of(view)
     if not changes:
         return serving.release, changes
-    return fold(root, serving.release, view, marks), changes
+    try:
+        return fold(root, serving.release, view, marks), changes
+    except (OSError, RuntimeError) as error:  # the latter is FAISS's
+        size, free = sum(file.bytes for file in serving.release.manifest.files.values()), shutil.disk_usage(root).free
+        raise FoldError(
+            f"{root} does not take the new release, of which nothing is kept: see that its disk works and has room for "
+            f"{size / 1e6:.0f} MB ({free / 1e6:.0f} MB are free), and fold again. The one that is current stays.",
+            code="fold_unwritable",
+        ) from error

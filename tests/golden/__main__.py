@@ -1,8 +1,8 @@
 """python -m tests.golden: write the golden release of the format that this code writes, and what it answers.
 
-Only when the format changes: raise index.release.FORMAT, run this, and commit the new folder. The folders of older
-formats stay as long as Debut reads them, so that every run of the tests opens them, and go with the code that reads
-them. While a format is not yet in anybody's hands, its folder may be written anew.
+Only when the format changes: raise index.release.release.FORMAT, run this, and commit the new folder. The folders of
+older formats stay as long as Debut reads them, so that every run of the tests opens them, and go with the code that
+reads them. While a format is not yet in anybody's hands, its folder may be written anew.
 """
 
 import json

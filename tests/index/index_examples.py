@@ -29,7 +29,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Embedded:
-    """Stands for index.encoder.TrackVectors."""
+    """Stands for index.models.encoder.TrackVectors."""
 
     continuation: np.ndarray
     audio: np.ndarray | None = None

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from index_examples import Folder, embedded, unit, write_folder
 
-from index.audience import cat as cat
-from index.audience import listening_file, ranking, reach
+from index.audience import cat, listening_file, ranking, reach
 from index.audience.cat import Audience, AudienceError, write_audience
 from index.audience.listening import ARRAYS, Listening
 from index.audience.ranking import labelled, quotas, ranked, select, survey
@@ -228,7 +227,7 @@ def test_with_a_prior_popular_tracks_are_neighbours_sooner(tmp_path, rng):
 
 
 def reference_scores(world: World, query: np.ndarray, weights: dict[int, float], own: int | None = None) -> np.ndarray:
-    """score(u) in float64, loop by loop (index.reach.Affinity); `weights` are a, not yet of sum 1."""
+    """score(u) in float64, loop by loop (index.audience.reach.Affinity); `weights` are a, not yet of sum 1."""
     heard = [set(world.row[world.listener == u].tolist()) for u in range(len(world.ids))]
     share = {u: weight / sum(weights.values()) for u, weight in weights.items()}
     by_track = {t: [u for u in range(len(heard)) if t in heard[u]] for t in set(world.row.tolist())}

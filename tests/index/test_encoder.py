@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DIMS, MAX_TOKENS
+from index_towers import DIMS, MAX_TOKENS
 from recordings import song_samples
 
 from index.models.encoder import Encoder, EncoderError, continuation, encoder_id, l2
@@ -166,7 +166,7 @@ class TestFiles:
 def test_openvino_does_not_phone_home(tmp_path):
     """Importing openvino as it is would post a usage event and leave an id in the home folder."""
     script = (
-        "import sys, index.encoder, openvino\n"
+        "import sys, index.models.encoder, openvino\n"
         "assert sys.modules['openvino_telemetry'] is None\n"
         "from openvino.tools.ovc import telemetry_utils\n"
         "assert telemetry_utils.tm.__name__.endswith('telemetry_stub')\n"

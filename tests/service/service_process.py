@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -21,10 +22,13 @@ def environment(**settings: object) -> dict[str, str]:
     return kept | {f"DEBUT_{name.upper()}": str(value) for name, value in settings.items()}
 
 
-def run_to_exit(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
-    """Start the service where it cannot start, or for another verb than to serve, and return how it ended."""
+def run_to_exit(*arguments: str, inside: Sequence[str] = (), **settings: object) -> subprocess.CompletedProcess[str]:
+    """Start the service where it cannot start, or for another verb than to serve, and return how it ended.
+
+    `inside` is a command that runs the one it is given, in a place of its own (SmallDisk).
+    """
     return subprocess.run(
-        [sys.executable, "-m", "service", *arguments],
+        [*inside, sys.executable, "-m", "service", *arguments],
         cwd=ROOT,
         env=environment(**settings),
         capture_output=True,
@@ -36,10 +40,10 @@ def run_to_exit(*arguments: str, **settings: object) -> subprocess.CompletedProc
 class RunningService:
     """`python -m service` on a free loopback port; `client` talks to it."""
 
-    def __init__(self, releases: Path, ledger: Path, **settings: object) -> None:
+    def __init__(self, releases: Path, ledger: Path, *, inside: Sequence[str] = (), **settings: object) -> None:
         env = environment(**{"releases": releases, "ledger": ledger, "port": 0, "encoder_threads": 1} | settings)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "service"],
+            [*inside, sys.executable, "-m", "service"],
             cwd=ROOT,
             env=env,
             stdin=subprocess.DEVNULL,  # in a terminal SIGHUP would end it

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -36,7 +37,9 @@ def program() -> str | None:
 class RedisServer:
     """`redis-server` in a folder, set so that it keeps what it acknowledges unless `settings` say otherwise."""
 
-    def __init__(self, folder: Path, **settings: object) -> None:
+    def __init__(self, folder: Path, *, inside: Sequence[str] = (), **settings: object) -> None:
+        """`inside` is a command that runs the one it is given, in a place of its own (SmallDisk)."""
+        self._inside = inside
         self._program = program()
         if self._program is None:
             pytest.skip(ABSENT)
@@ -55,7 +58,7 @@ class RedisServer:
 
     def start(self) -> None:
         with (self.folder / "redis.log").open("a") as log:
-            command = [self._program, str(self.folder / "redis.conf")]
+            command = [*self._inside, self._program, str(self.folder / "redis.conf")]
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         self.client = redis.Redis(port=self.port, password=self._password, protocol=2)
         deadline = time.monotonic() + START_S
@@ -73,6 +76,12 @@ class RedisServer:
         self.client.close()
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+
+    def stop(self) -> None:
+        """SIGTERM: it writes everything down and ends."""
+        self.client.close()
+        self.process.terminate()
+        self.process.wait(START_S)
 
     def files(self) -> bytes:
         """All that is written on disk, once Redis has done rewriting it."""

@@ -8,8 +8,9 @@ import pytest
 from service_uploads import upload
 
 from index.audience.cat import Audience
+from service.http.negotiation import prefers
 from service.http.schemas import AudienceResponse
-from service.routes.audience import as_csv, prefers_csv
+from service.routes.audience import CSV, as_csv
 
 
 def ask(client, track_id, **query):
@@ -141,7 +142,7 @@ def test_a_problem_is_a_problem_document_also_to_who_wants_csv(client):
     ],
 )
 def test_csv_is_for_who_ranks_it_above_json(accept, wanted):
-    assert prefers_csv(accept) == wanted
+    assert prefers(accept, CSV) == wanted
 
 
 def test_no_listener_is_a_formula():

@@ -180,7 +180,7 @@ def test_redis_killed_and_started_again_loses_nothing_acknowledged(clients, clip
     assert len(acknowledged) > 4
     for client in clients:
         soon(lambda client=client: all(found(client, track_id) for track_id in acknowledged), within=5)
-        assert client.get("/readyz").status_code == 200
+        soon(lambda client=client: client.get("/readyz").status_code == 200, within=3)  # what it said serves for 1 s
     one, other = clients
     assert upload(one, clip, track_id="kill-after").status_code == 201
     soon(lambda: found(other, "kill-after"))

@@ -11,10 +11,10 @@ from test_bcl_export import SPECS, tracks, vectors
 
 from index.models.fields import FieldSet
 from index.tracks.track import Track
-from training.bcl.config import BclConfig
+from training.bcl.config import CONTENT_SHARE, BclConfig
 from training.bcl.content import Content, _right_singular
 from training.bcl.model import Bcl
-from training.bcl.share import DEFAULT, choose_share
+from training.bcl.share import choose_share
 from training.data.splits import TEST, TRAIN, VALID
 
 DIMS, LEARNT = 12, np.arange(150)
@@ -165,8 +165,8 @@ def test_where_nobody_heard_a_validation_track_there_is_a_default() -> None:
     rows = unit(np.random.default_rng(0).standard_normal((10, 4)))
     split = np.array([TRAIN] * 5 + [VALID] * 5, np.int8)
     nobody = Heard(["u", "v"], np.array([0, 1]), np.array([0, 1]))
-    assert choose_share(rows, rows, nobody, split) == (DEFAULT, None)
-    assert choose_share(rows, rows, None, split) == (DEFAULT, None)
+    assert choose_share(rows, rows, nobody, split) == (CONTENT_SHARE, None)
+    assert choose_share(rows, rows, None, split) == (CONTENT_SHARE, None)
     assert choose_share(rows, np.zeros_like(rows), nobody, split) == (0.0, None)
 
 

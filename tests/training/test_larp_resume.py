@@ -19,8 +19,9 @@ from training.data.clips import ClipCache
 from training.data.dataset import DataSet
 from training.larp.config import LarpConfig
 from training.larp.pretraining import Pretraining
+from training.larp.result import LarpResult
 from training.larp.task import LarpTask
-from training.larp.training import LarpResult, Run, train_larp
+from training.larp.training import Run, train_larp
 from training.progress import Silent
 from training.saves import Saves, SavesError
 

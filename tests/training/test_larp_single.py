@@ -22,7 +22,8 @@ from training.larp.content import Content, LiveContent, encode
 from training.larp.corpus import CorpusError
 from training.larp.export import export_towers
 from training.larp.model import Larp
-from training.larp.training import LarpResult, Run, train_larp
+from training.larp.result import LarpResult
+from training.larp.training import Run, train_larp
 from training.progress import Progress, Silent
 
 OTHER = {"audio": "text", "text": "audio"}

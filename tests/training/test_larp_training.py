@@ -29,9 +29,10 @@ from training.larp.export import export_towers
 from training.larp.model import AudioTower, Larp
 from training.larp.presets import PRESETS, larp_preset
 from training.larp.pretraining import Pretraining
+from training.larp.result import LarpResult
 from training.larp.task import LarpTask
 from training.larp.towers import build_larp
-from training.larp.training import LarpResult, Run, fill_tables, train_larp
+from training.larp.training import Run, fill_tables, train_larp
 from training.larp.validation import SHARES, LossValidation, RecallValidation, validation_of
 from training.progress import Progress, Silent
 

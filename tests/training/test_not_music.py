@@ -95,7 +95,7 @@ def test_new_recipes_find_recipes_with_their_cooks(kitchen: Kitchen) -> None:
 
 
 def test_new_recipes_find_their_cooks(kitchen: Kitchen) -> None:
-    """Through index.audience: clusters of the cooks of similar recipes, and the nearest cooks to each."""
+    """Through index.audience.cat: clusters of the cooks of similar recipes, and the nearest cooks to each."""
     warm = kitchen.cooked.copy()
     warm.data[kitchen.recipes.track_split[warm.indices] != TRAIN] = 0
     warm.eliminate_zeros()

@@ -13,6 +13,8 @@ from training.bcl.similarity import Similarity
 from training.loop import LoopConfig
 
 FORMAT = 2
+CONTENT_SHARE = 0.5
+"""`content_share` where no validation track was heard: the best on HetRec last.fm (docs/evidence.md)."""
 
 
 class BclError(DebutError):

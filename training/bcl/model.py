@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from index.models.fields import FieldSet, Kind
-from training.bcl.config import BclConfig
+from training.bcl.config import CONTENT_SHARE, BclConfig
 from training.bcl.content import Content
-from training.bcl.share import DEFAULT
 
 Inputs = Mapping[str, Tensor]
 """The arrays of `FieldSet.transform` as tensors, [B, ...] each."""
@@ -104,7 +103,7 @@ class Bcl(nn.Module):
         """
         if not self.config.content_dims:
             return self(inputs)
-        share = DEFAULT if self.config.content_share is None else self.config.content_share
+        share = CONTENT_SHARE if self.config.content_share is None else self.config.content_share
         both = (math.sqrt(1 - share) * self(inputs), math.sqrt(share) * self.content(inputs))
         return F.normalize(torch.cat(both, 1), dim=1)
 

@@ -7,9 +7,9 @@ U_i: the listeners of track i; I_u: the tracks of listener u. They supervise BCL
 listens), and ItemCF on all listens is the truth of the matching evaluation. No track-by-track matrix is ever whole.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,14 @@ BUDGET = 1 << 22
 """Entries of a product held at once, some 80 bytes each."""
 LISTENERS = 200
 """Swing reads so many listeners of a track at most: its cost grows with their square."""
+
+
+class Listens(Protocol):
+    """What is read of a data set's listens: listener numbers and track rows, one entry a pair."""
+
+    listener_ids: Sequence[str]
+    listener: NDArray[np.int64]
+    row: NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from training.bcl.config import BclConfig, BclError
 from training.bcl.fields import choose_fields
 from training.bcl.model import Bcl, Inputs
 from training.bcl.share import choose_share, joined
-from training.bcl.similarity import Similarity, item_cf, listen_matrix
+from training.bcl.similarity import Listens, Similarity, item_cf, listen_matrix
 from training.bcl.supervision import ItemPairs, item_pairs
 from training.bcl.task import BclTask, Validation
 from training.board import Board
@@ -32,14 +32,6 @@ from training.saves import Saves
 
 _SIMILAR = {"itemcf": "ItemCF", "swing": "Swing"}
 FEWEST_ITEMS = 4  # that a distance correlation can be measured on
-
-
-class Listens(Protocol):
-    """What is read of a data set's listens: listener numbers and track rows, one entry a pair."""
-
-    listener_ids: Sequence[str]
-    listener: NDArray[np.int64]
-    row: NDArray[np.int64]
 
 
 @dataclass(frozen=True)

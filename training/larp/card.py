@@ -1,17 +1,13 @@
 """The model card of a LARP checkpoint."""
 
-from typing import TYPE_CHECKING
-
 from training.data.dataset import TRAIN, DataSet
 from training.larp.config import LarpConfig
-
-if TYPE_CHECKING:
-    from training.larp.training import LarpResult
+from training.larp.result import LarpResult
 
 _READS = {"audio": "audio", "text": "a caption"}
 
 
-def model_card(dataset: DataSet, config: LarpConfig, result: "LarpResult", audio_share: float) -> str:
+def model_card(dataset: DataSet, config: LarpConfig, result: LarpResult, audio_share: float) -> str:
     """Markdown: what the model is for, what it has seen, how it scored, what to be careful about."""
     rows = [
         f"| {name} | {len(fit.history)} | {fit.best_epoch + 1} | {fit.best_score:.4f} |"

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,27 +27,13 @@ from training.larp.fitting import evenly, spread_heads
 from training.larp.hub import checkpoint_fingerprint
 from training.larp.model import Larp
 from training.larp.pretraining import Pretraining
+from training.larp.result import LarpResult
 from training.larp.task import LarpTask
 from training.larp.towers import build_larp
 from training.larp.validation import validation_of
 from training.loop import FitResult, fit
 from training.progress import Progress
 from training.saves import Saves
-
-
-@dataclass(frozen=True)
-class LarpResult:
-    """What a training found: how validation scored it (`score_name`), untrained and after each stage."""
-
-    score_name: str
-    untrained_score: float | None
-    stages: dict[str, FitResult] = field(default_factory=dict)
-
-    @property
-    def best_score(self) -> float:
-        """The score of the weights that were kept: those of the last stage's best epoch."""
-        return [*self.stages.values()][-1].best_score
-
 
 AfterStage = Callable[[str, Larp, Content], None]
 """Called with "untrained", then with each stage's losses ("wtc", "wtc+ttc", ...), and the model as it then stands."""
