@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from index.errors import DebutError
 from index.growing import GrowingArray
+from index.search.scan import Parts, ScannedView
 from index.search.segmented import SegmentedIndex
 from index.search.segments import write_sealed
 from index.search.vectors import VectorIndex, Vectors, VectorView, checked_rows, checked_vectors
@@ -32,24 +33,6 @@ class CollectionError(DebutError):
     """The files of a release do not belong together: code collection_mismatch."""
 
     code = "collection_mismatch"
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """The audio (or text) vectors: those of the release, memory-mapped, then the fresh ones."""
-
-    sealed: NDArray[np.float32]
-    """f32 [n, 256], NaN where a track has none."""
-    fresh: NDArray[np.float32]
-
-    def vectors(self, rows: NDArray[np.int64]) -> Vectors:
-        """Return f32 [n, 256] for `rows`, NaN where there is none."""
-        found = np.full((len(rows), self.sealed.shape[1]), np.nan, dtype=np.float32)
-        old = np.flatnonzero(rows < len(self.sealed))
-        new = np.flatnonzero((rows >= len(self.sealed)) & (rows < len(self.sealed) + len(self.fresh)))
-        found[old] = self.sealed[rows[old]]
-        found[new] = self.fresh[rows[new] - len(self.sealed)]
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +58,14 @@ class CollectionView:
         audio, text = self.audio.vectors(wanted), self.text.vectors(wanted)
         audio[gone], text[gone] = np.nan, np.nan
         return audio, text
+
+    def space(self, name: str) -> VectorView:
+        """Return a space of SPACES, searched by its index, or one of PARTS, searched by reading all of it."""
+        if name in SPACES:
+            indexed: VectorView = getattr(self, name)
+            return indexed
+        part: Parts = getattr(self, name)
+        return ScannedView(part, self.catalogue.live)
 
     def _live(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         live = np.zeros(len(rows), dtype=bool)

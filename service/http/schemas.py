@@ -187,6 +187,9 @@ Relaxable = Literal[
 ]
 
 
+Recommender = Literal["larp", "bcl", "audio", "text"]
+
+
 class ContinueRequest(_Request):
     """A playlist to continue."""
 
@@ -209,6 +212,14 @@ class ContinueRequest(_Request):
 
     seeds: Ids = Field(min_length=1, description="Ids of the playlist's tracks; order does not matter.")
     k: Count = Field(default=20, description="How many tracks to return at most.")
+    recommender: Recommender = Field(
+        default="larp",
+        description="What counts as alike. `larp`: sound and words together, trained on playlists: what is heard in "
+        "one with the seeds. `bcl`: the vectors that audiences are matched with, what is heard by the same people. "
+        "`audio`, `text`: the sound, or the words, alone: for seeds whose captions say little, or for a mood that is "
+        "in the words; each request reads these vectors of the whole catalogue. Cold tracks have all that their "
+        "sound and metadata give.",
+    )
     exclude: Ids = Field(default_factory=list, description="Ids that are not returned.")
     negatives: Ids = Field(
         default_factory=list,
@@ -240,14 +251,15 @@ class Because(BaseModel):
     """Why a track was recommended.
 
     `similarity` (of the closest seed and the track) = `audio` + `text` + `cross`: what their sounds share,
-    what their captions share, and what the sound of one shares with the caption of the other.
+    what their captions share, and what the sound of one shares with the caption of the other. These three are null
+    where the recommender is `bcl`, whose vectors are not made of such parts.
     """
 
     seed: str
     similarity: float
-    audio: float
-    text: float
-    cross: float
+    audio: float | None
+    text: float | None
+    cross: float | None
 
 
 class Recommended(BaseModel):
@@ -257,7 +269,9 @@ class Recommended(BaseModel):
     title: str | None
     artist: str | None
     album: str | None
-    score: float = Field(description="Mean inner product with the seeds' unit vectors (LARP, equation 12).")
+    score: float = Field(
+        description="Mean inner product with the seeds' unit vectors (LARP, equation 12), of the recommender's kind."
+    )
     cold: bool = Field(description="Nobody has listened to it yet.")
     because: Because | None = Field(default=None, description="Only when `explain` was asked for.")
 
@@ -266,7 +280,9 @@ class ContinueResponse(BaseModel):
     """The continuation of a playlist, best first."""
 
     tracks: list[Recommended]
-    unknown_seeds: list[str] = Field(description="Seeds (and negatives) that no track here has as its id.")
+    unknown_seeds: list[str] = Field(
+        description="Seeds (and negatives) that are no track here, or have no vector of the recommender's kind."
+    )
     relaxed: list[str] = Field(description="Constraints of `relax` that had to give, in that order.")
     release: str
     cursor: str | None = Field(

@@ -24,7 +24,10 @@ def test_a_service_on_milvus_answers_as_one_on_faiss(serve, client, on_milvus):
     for service in (client, other):
         upload(service, ogg(tone(3)), track_id="new", title="A")
     for seed in (known, "new"):
-        assert seeded(client, seed, k=40) == seeded(other, seed, k=40)
+        for recommender in ("larp", "bcl"):
+            assert seeded(client, seed, k=40, recommender=recommender) == seeded(
+                other, seed, k=40, recommender=recommender
+            )
     assert other.delete("/tracks/new").status_code == client.delete("/tracks/new").status_code
     assert seeded(client, known, k=40) == seeded(other, known, k=40)
 
