@@ -17,7 +17,7 @@ DESCRIPTION = (
 )
 
 _REFERENCE = "#/components/schemas/{model}"
-_EVERYWHERE = ("too_many_connections", "internal")
+_EVERYWHERE = ("too_many_connections", "out_of_memory", "internal")
 _BEHIND_THE_GATE = ("unauthorized", "forbidden", "cross_site", "unknown_host")
 _READ_BY_HAND = (ContinueRequest, TrackMetadata, ProblemDocument)
 

@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -171,13 +173,15 @@ class Current:
         self.committing = threading.Lock()
         self.reached = reached
         """The ledger's event up to which the collection of `serving` has everything."""
+        self._before = reached
 
     def write(self, ledger: Ledger, event: Event) -> bool:
-        """Write an event down that the caller then applies to the collection. Hold `committing`.
+        """Write an event down that the caller then applies to the collection, within `applying`. Hold `committing`.
 
         Returns False if other replicas wrote meanwhile: their events are applied, nothing was written, and the caller
         decides again whether it should be. Raises LedgerError, and what `Serving.replay` raises.
         """
+        self._before = self.reached
         try:
             self.reached = ledger.append(event, self.reached)
         except Overtaken as overtaken:
@@ -185,6 +189,18 @@ class Current:
             self.reached = max(self.reached, overtaken.last)
             return False
         return True
+
+    @contextmanager
+    def applying(self) -> Iterator[None]:
+        """Apply the event that was just written. Without the memory for it, whoever catches up next does it.
+
+        The event is in the ledger, so it will be in the collection: with the next upload or take-down, or a restart.
+        """
+        try:
+            yield
+        except MemoryError:
+            self.reached = self._before
+            raise
 
     def catch_up(self, ledger: Ledger) -> None:
         """Apply what others wrote to the ledger, in its order. Hold `committing`."""
