@@ -2,8 +2,10 @@
 
 import dataclasses
 import hashlib
+import os
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from index.models.encoder import Encoder, EncoderError, TrackVectors
 from index.models.matcher import Matcher
 from index.models.onnxmodel import ModelError
 from index.release.fold import read_marks
+from index.release.prune import hold
 from index.release.release import Release, ReleaseError
 from index.search.vectors import checked_vectors
 from index.sound.features import FRAMES, MELS, dequantise
@@ -55,7 +58,18 @@ class Serving:
         Raises DebutError (ReleaseError and the errors of its parts) when anything is missing or damaged, or the models
         do not make vectors such as the release holds.
         """
-        release = Release.open(settings.releases)
+        path = Release.open(settings.releases, verify=False).path
+        held = hold(path)  # nobody prunes it while it is looked at, and served
+        try:
+            serving = cls._opened(Release.open(path), settings)
+        except BaseException:
+            os.close(held)
+            raise
+        weakref.finalize(serving, os.close, held)
+        return serving
+
+    @classmethod
+    def _opened(cls, release: Release, settings: Settings) -> "Serving":
         threads = settings.encoder_threads or None
         encoder = Encoder.open(release.path / "encoder", threads)
         matcher = Matcher.open(release.path / "matcher", threads)

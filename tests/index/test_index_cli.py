@@ -16,9 +16,9 @@ from index.__main__ import main
 from index.audience.cat import write_audience
 from index.collection import Collection, write_collection
 from index.models.encoder import encoder_id
-from index.release.release import Release, publish
+from index.release.release import Release, current_id, publish
 from index.search.exact import ExactIndex
-from index.search.segments import SealedSegment
+from index.search.segments import SealedSegment, write_sealed
 from index.tracks.track import Track
 
 N, LISTENERS = 60, 9
@@ -242,6 +242,24 @@ def test_sealing_one_space_leaves_the_other(root, capsys):
     new = Release.open(root)
     assert os.path.samefile(old.file("continuation.faiss"), new.file("continuation.faiss"))
     assert SealedSegment(new.file("matching.faiss")).kind == "hnsw"
+
+
+def test_a_release_that_was_published_meanwhile_is_not_superseded(root, capsys, monkeypatch):
+    old = Release.open(root)
+
+    def meanwhile(*given, **named):
+        if current_id(root) == old.id:
+            republished(root, lambda folder: None, sealed_from="elsewhere")
+        write_sealed(*given, **named)
+
+    monkeypatch.setattr("index.release.reseal.write_sealed", meanwhile)
+    status, _, said = run(capsys, "seal", "scan", "--releases", root, "--threads", 1)
+    assert status == 1
+    assert re.match(rf"debut: {old.id} is not the current release of .* any more, .* is: do it again on that", said)
+    assert Release.open(root, verify=False).manifest.facts["sealed_from"] == "elsewhere"
+    status, _, said = run(capsys, "seal", "scan", "--releases", old.path, "--threads", 1)
+    assert status == 1
+    assert "is not the current release" in said
 
 
 def test_nothing_is_sealed_from_a_damaged_release(root, capsys):
