@@ -1,4 +1,4 @@
-"""python -m index {info, verify, search, seal, activate, milvus}: look at a release, change how it is searched."""
+"""python -m index {info, verify, search, seal, activate, prune, milvus}: look at releases, and look after them."""
 
 import argparse
 import signal
@@ -12,6 +12,7 @@ import numpy as np
 from index.collection import SPACES, Collection
 from index.errors import DebutError
 from index.release.checkup import checkup
+from index.release.prune import prune
 from index.release.release import Release, activate
 from index.release.reseal import reseal
 from index.search.milvus import Milvus
@@ -61,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     sealing.add_argument("--space", choices=SPACES, action="append", help="this space alone")
     sealing.add_argument("--threads", type=int, help="threads that build (default: all cores)")
     add(activate_, "make an earlier release the current one").add_argument("id", help="its id")
+    pruning = add(prune_, "list the releases that are neither current nor among the newest others, and delete them")
+    pruning.add_argument("--keep", type=int, required=True, metavar="N", help="how many besides the current one stay")
+    pruning.add_argument("--yes", action="store_true", help="delete them")
     remote = add(milvus, "list the collections that other releases left in Milvus, and drop them")
     remote.add_argument("--uri", required=True, help="as DEBUT_MILVUS_URI")
     remote.add_argument("--token-file", type=Path, help="as DEBUT_MILVUS_TOKEN_FILE")
@@ -167,6 +171,19 @@ def seal(given: argparse.Namespace) -> bool:
 def activate_(given: argparse.Namespace) -> bool:
     """Verify a release and make it the current one."""
     _say(f"{activate(given.releases, given.id).id} is current now; a running service takes it up by itself.")
+    return True
+
+
+def prune_(given: argparse.Namespace) -> bool:
+    """Delete old releases, or say which would go."""
+    freed = 0
+    for release_id, size, held in prune(given.releases, given.keep, delete=given.yes):
+        if held:
+            _say(f"{release_id} stays: a service is serving it.")
+        else:
+            freed += size
+            _say(f"{release_id} {'is deleted' if given.yes else 'would be deleted'}: {_size(size)}")
+    _say(f"{_size(freed)} {'freed' if given.yes else 'to be freed: --yes deletes'}")
     return True
 
 

@@ -2,7 +2,8 @@
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from index.errors import DebutError
 from index.growing import GrowingArray
+from index.search.scan import Parts, ScannedView
 from index.search.segmented import SegmentedIndex
 from index.search.segments import write_sealed
 from index.search.vectors import VectorIndex, Vectors, VectorView, checked_rows, checked_vectors
@@ -32,24 +34,6 @@ class CollectionError(DebutError):
     """The files of a release do not belong together: code collection_mismatch."""
 
     code = "collection_mismatch"
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """The audio (or text) vectors: those of the release, memory-mapped, then the fresh ones."""
-
-    sealed: NDArray[np.float32]
-    """f32 [n, 256], NaN where a track has none."""
-    fresh: NDArray[np.float32]
-
-    def vectors(self, rows: NDArray[np.int64]) -> Vectors:
-        """Return f32 [n, 256] for `rows`, NaN where there is none."""
-        found = np.full((len(rows), self.sealed.shape[1]), np.nan, dtype=np.float32)
-        old = np.flatnonzero(rows < len(self.sealed))
-        new = np.flatnonzero((rows >= len(self.sealed)) & (rows < len(self.sealed) + len(self.fresh)))
-        found[old] = self.sealed[rows[old]]
-        found[new] = self.fresh[rows[new] - len(self.sealed)]
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +59,14 @@ class CollectionView:
         audio, text = self.audio.vectors(wanted), self.text.vectors(wanted)
         audio[gone], text[gone] = np.nan, np.nan
         return audio, text
+
+    def space(self, name: str) -> VectorView:
+        """Return a space of SPACES, searched by its index, or one of PARTS, searched by reading all of it."""
+        if name in SPACES:
+            indexed: VectorView = getattr(self, name)
+            return indexed
+        part: Parts = getattr(self, name)
+        return ScannedView(part, self.catalogue.live)
 
     def _live(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         live = np.zeros(len(rows), dtype=bool)
@@ -105,6 +97,8 @@ class Collection:
         text: NDArray[np.float32],
     ) -> None:
         self._writing = threading.Lock()
+        self._unsettled: tuple[int | None, int | None] | None = None
+        """Rows that an add or remove without enough memory left in the spaces, and may have taken out of them."""
         self._catalogue, self._continuation, self._matching = catalogue, continuation, matching
         self._audio = GrowingArray(np.float32, audio.shape[1:])
         self._text = GrowingArray(np.float32, text.shape[1:])
@@ -174,36 +168,65 @@ class Collection:
 
         `matching` is f32 [d]. Without `interactions`, those of the replaced track stay, else it is cold.
         Raises ValueError, and changes nothing, for an empty track id and for vectors that are not finite unit
-        vectors.
+        vectors; so it does where memory runs out (MemoryError).
         """
         view = self._view
         continuation = checked_vectors(_one(vectors.continuation), view.continuation.dims)
         match = checked_vectors(_one(matching), view.matching.dims)
         audio, text = (self._part(part) for part in (vectors.audio, vectors.text))
         with self._writing:
-            view = self._view
-            old = view.catalogue.row_of(track.track_id)
+            self._settle()
+            old = self._view.catalogue.row_of(track.track_id)
             row = self._catalogue.add(track, interactions)
-            if old is not None:
-                self._continuation.remove([old])
-                self._matching.remove([old])
-            self._continuation.add([row], continuation)
-            self._matching.add([row], match)
-            self._audio.append(audio)
-            self._text.append(text)
-            self._publish()
+            with self._whole(row, old):
+                if old is not None:
+                    self._continuation.remove([old])
+                    self._matching.remove([old])
+                self._continuation.add([row], continuation)
+                self._matching.add([row], match)
+                self._audio.append(audio)
+                self._text.append(text)
+                self._publish()
             return row
 
     def remove(self, track_id: str) -> bool:
-        """Remove a track from everything at once; return whether it was there."""
+        """Remove a track from everything at once; return whether it was there. MemoryError: nothing was changed."""
         with self._writing:
+            self._settle()
             row = self._catalogue.remove(track_id)
             if row is None:
                 return False
-            self._continuation.remove([row])
-            self._matching.remove([row])
-            self._publish()
+            with self._whole(None, row):
+                self._continuation.remove([row])
+                self._matching.remove([row])
+                self._publish()
             return True
+
+    @contextmanager
+    def _whole(self, added: int | None, removed: int | None) -> Iterator[None]:
+        """Run what follows a change of the catalogue; should memory run out, take all of it back."""
+        try:
+            yield
+        except MemoryError:
+            self._unsettled = added, removed
+            self._catalogue.undo()
+            self._audio.cut(len(self._view.audio.fresh))
+            self._text.cut(len(self._view.text.fresh))
+            with suppress(MemoryError):  # what nobody sees as long as nothing is published; the next writer tries again
+                self._settle()
+            raise
+
+    def _settle(self) -> None:
+        """Let the spaces be again what was published last, if an earlier change could not be taken back wholly."""
+        if self._unsettled is None:
+            return
+        added, removed = self._unsettled
+        for space, published in ((self._continuation, self._view.continuation), (self._matching, self._view.matching)):
+            if added is not None:
+                space.remove([added])
+            if removed is not None and not np.isnan(vector := published.vectors([removed])).any():
+                space.add([removed], vector)  # again, if it is still there: a space may not know what it holds
+        self._unsettled = None
 
     def _part(self, part: ArrayLike | None) -> Vectors:
         dims = self._view.audio.sealed.shape[1]

@@ -35,6 +35,10 @@ class GrowingArray:
         self._used = needed
         return self.view()
 
+    def cut(self, size: int) -> None:
+        """Forget what is behind the first `size`; no reader may have it yet."""
+        self._used = min(self._used, size)
+
     def view(self) -> NDArray[Any]:
         """Return what is there now, read-only and without a copy."""
         view = self._block[: self._used]

@@ -135,7 +135,7 @@ def create_app(settings: Settings) -> FastAPI:
     for router in (tracks.router, ingests.router, playlists.router, audience.router, console.router, health.router):
         app.include_router(router)
     problems.install(app)
-    openapi.install(app)
+    openapi.install(app, settings)
     app.add_middleware(Gate, settings=settings, keys=service.keys)
     app.add_middleware(RequestScope, metrics=service.metrics)
     return app

@@ -20,6 +20,9 @@ from index.errors import DebutError
 FORMAT = 2
 MANIFEST = "manifest.json"
 CURRENT = "current"
+PRUNED = ".pruned-"
+"""What the name of a release begins with once it is being deleted."""
+
 _STAGING = ".staging-"
 _LINKING = ".current-"
 _LOCK = ".lock"
@@ -140,8 +143,8 @@ def publish(
         _write_synced(staging / MANIFEST, _to_json(manifest))
         for folder in {staging, *(path.parent for path in (staging / name for name in files))}:
             _sync_folder(folder)
-        with _locked(root):
-            if replacing is not None and (now_current := _target(root)) != replacing:
+        with locked(root):
+            if replacing is not None and (now_current := current_id(root)) != replacing:
                 raise ReleaseError(
                     f"{replacing} is not the current release of {root} any more, {now_current} is: do it again on that",
                     code="release_moved",
@@ -154,12 +157,17 @@ def publish(
 
 def activate(root: Path, release_id: str) -> Release:
     """Make a release of `root` the current one, after verifying it: the way back to an earlier release."""
-    if not _ID.fullmatch(release_id):
+    if not is_id(release_id):
         raise ReleaseError(f"{release_id!r} is not a release id", code="release_missing")
     release = Release.open(root / release_id)
-    with _locked(root):
+    with locked(root):
         _point_current(root, release_id)
     return release
+
+
+def is_id(name: str) -> bool:
+    """Whether a folder of this name is a release's."""
+    return _ID.fullmatch(name) is not None
 
 
 def share(file: str | Path, copy: str | Path) -> None:
@@ -191,7 +199,8 @@ def pointer(root: Path) -> Pointer | None:
         return None
 
 
-def _target(root: Path) -> str | None:
+def current_id(root: Path) -> str | None:
+    """Return the id of the release that `current` of a folder of releases points to; None without such a link."""
     found = pointer(root)
     return Path(found.target).name if found else None
 
@@ -353,7 +362,7 @@ def _staging(root: Path) -> Iterator[Path]:
     The lock is on the folder itself and dies with the process: that is how others see whether it is
     abandoned.
     """
-    with _locked(root):
+    with locked(root):
         _remove_abandoned(root)
         staging = root / f"{_STAGING}{secrets.token_hex(8)}"
         staging.mkdir()
@@ -370,6 +379,8 @@ def _remove_abandoned(root: Path) -> None:
     """Remove what publishers left that died. `root` must be locked."""
     for link in root.glob(f"{_LINKING}*"):
         link.unlink()
+    for pruned in root.glob(f"{PRUNED}*"):
+        shutil.rmtree(pruned, ignore_errors=True)
     for staging in root.glob(f"{_STAGING}*"):
         try:
             descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
@@ -385,7 +396,7 @@ def _remove_abandoned(root: Path) -> None:
 
 
 @contextmanager
-def _locked(root: Path) -> Iterator[None]:
+def locked(root: Path) -> Iterator[None]:
     """Hold the folder of releases for an instant, against other publishers."""
     with (root / _LOCK).open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

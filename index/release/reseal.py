@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from index.release.release import Release, publish, share
+from index.release.release import Release, current_id, publish, share
 from index.search.segmentfile import Kind
 from index.search.segments import SealedSegment, write_sealed
 
@@ -13,7 +13,8 @@ def reseal(release: Release, kind: Kind, spaces: Sequence[str], *, threads: int 
 
     All other files are shared with the old release by hard links, where the disk has them, so that they take no room
     twice; either release can be removed without the other. The facts stay, with `sealed_from`, the old id, beside
-    them. Raises what publish raises, and SegmentError for an index that cannot be read.
+    them. Raises what publish raises, release_moved if another release is current or becomes it meanwhile, and
+    SegmentError for an index that cannot be read.
     """
     rewritten = {f"{space}.faiss" for space in spaces}
 
@@ -27,4 +28,5 @@ def reseal(release: Release, kind: Kind, spaces: Sequence[str], *, threads: int 
                 share(release.file(name), folder / name)
 
     facts = {**release.manifest.facts, "sealed_from": release.id}
-    return publish(release.path.parent, fill, facts=facts)
+    root = release.path.parent
+    return publish(root, fill, facts=facts, replacing=release.path.name if current_id(root) else None)

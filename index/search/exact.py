@@ -178,13 +178,20 @@ class ExactIndex:
             # an older view must keep finding the old slots, so its map is left alone
             view = replace(view.without(rows), slot_of=dict(view.slot_of))
         first = len(view.stored)
-        view.slot_of.update(zip(rows.tolist(), range(first, first + len(rows)), strict=True))
-        stored, slot_rows = self._stored.append(vectors), self._rows.append(rows)
-        live = view.live
-        if len(stored) > len(live):
-            live = np.ones(2 * len(stored), dtype=bool)
-            live[: len(view.live)] = view.live
-        return ExactView(stored, slot_rows, live, view.slot_of, view.count + len(rows))
+        try:
+            view.slot_of.update(zip(rows.tolist(), range(first, first + len(rows)), strict=True))
+            stored, slot_rows = self._stored.append(vectors), self._rows.append(rows)
+            live = view.live
+            if len(stored) > len(live):
+                live = np.ones(2 * len(stored), dtype=bool)
+                live[: len(view.live)] = view.live
+            return ExactView(stored, slot_rows, live, view.slot_of, view.count + len(rows))
+        except MemoryError:  # all or nothing: slots, rows and vectors stay side by side
+            self._stored.cut(first)
+            self._rows.cut(first)
+            for row in rows.tolist():
+                view.slot_of.pop(row, None)
+            raise
 
     def _compacted(self, view: ExactView) -> ExactView:
         """Drop dead slots once they are the larger part: their vectors are then gone from memory as well."""

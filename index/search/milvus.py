@@ -3,6 +3,7 @@
 import importlib
 import logging
 import re
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -139,14 +140,16 @@ class MilvusSegment(SealedSegment):
 
 
 class _Connection:
-    """Milvus's client; what goes wrong there is a MilvusError."""
+    """Milvus's client; what goes wrong there is a MilvusError. It is closed with the last use of the object."""
 
     def __init__(self, milvus: Milvus) -> None:
         self.package = _pymilvus()
         self._place = milvus.uri.rpartition("@")[2]  # without a password that somebody wrote before it
         self._errors = (self.package.MilvusException, importlib.import_module("grpc").RpcError)
         with self._sentences():
-            self.client = self.package.MilvusClient(milvus.uri, token=milvus.token, timeout=_TIMEOUT_S)
+            # Clients share a connection otherwise, and none of them ever closes it.
+            self.client = self.package.MilvusClient(milvus.uri, token=milvus.token, timeout=_TIMEOUT_S, dedicated=True)
+        weakref.finalize(self, self.client.close).atexit = False  # no view searches it any more
 
     def ask(self, call: str, *given: Any, **named: Any) -> Any:
         """Return what the client's method `call` returns."""

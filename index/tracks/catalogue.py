@@ -117,6 +117,7 @@ class Catalogue:
         self._origins = GrowingArray.of(np.arange(size, dtype=np.int64))
         self._interactions = GrowingArray.of(sealed.interactions)
         self._live = GrowingArray.of(np.ones(size, dtype=bool))
+        self._before: tuple[CatalogueView, GrowingArray] | None = None
         self._view = CatalogueView(
             sealed=sealed,
             fresh=[],
@@ -176,25 +177,34 @@ class Catalogue:
         text = titles.line(track.title, track.artist)
         with self._writing:
             view = self._view
-            row, old, last = view.size, view.row_of(track.track_id), view.newest.get(track.track_id, -1)
-            if interactions is None:
-                interactions = 0 if last < 0 else int(view.interactions[last])
-            columns = self._columns.append(track)
-            view.fresh.append(track)
-            view.fresh_lines.append(text)
-            view.replaced.append(last)
-            view.newest[track.track_id] = row
-            if old is not None:
-                self._live = _without(self._live, old)
-            self._view = replace(
-                view,
-                origins=self._origins.append(np.array([-1 if last < 0 else view.origins[last]])),
-                interactions=self._interactions.append(np.array([interactions], dtype=np.int32)),
-                columns=columns,
-                live=self._live.append(np.ones(1, dtype=bool)),
-                count=view.count + (old is None),
-            )
-            return row
+            self._before = view, self._live
+            try:
+                return self._added(view, track, text, interactions)
+            except MemoryError:
+                self._undo()
+                raise
+
+    def _added(self, view: CatalogueView, track: Track, text: str, interactions: int | None) -> int:
+        row, old, last = view.size, view.row_of(track.track_id), view.newest.get(track.track_id, -1)
+        if interactions is None:
+            interactions = 0 if last < 0 else int(view.interactions[last])
+        columns = self._columns.append(track)
+        count = view.size - len(view.sealed)
+        view.fresh[count:] = [track]  # what an add that was taken back had put there is overwritten
+        view.fresh_lines[count:] = [text]
+        view.replaced[count:] = [last]
+        view.newest[track.track_id] = row
+        if old is not None:
+            self._live = _without(self._live, old)
+        self._view = replace(
+            view,
+            origins=self._origins.append(np.array([-1 if last < 0 else view.origins[last]])),
+            interactions=self._interactions.append(np.array([interactions], dtype=np.int32)),
+            columns=columns,
+            live=self._live.append(np.ones(1, dtype=bool)),
+            count=view.count + (old is None),
+        )
+        return row
 
     def remove(self, track_id: str) -> int | None:
         """Remove a track; return the row it had, None when it was not there."""
@@ -202,9 +212,31 @@ class Catalogue:
             view = self._view
             row = view.row_of(track_id)
             if row is not None:
+                self._before = view, self._live
                 self._live = _without(self._live, row)
                 self._view = replace(view, live=self._live.view(), count=view.count - 1)
             return row
+
+    def undo(self) -> None:
+        """Take the last `add` or `remove` back. Nobody may have a view of it yet.
+
+        Readers of earlier views share its lists: those are left as they are, for the next `add` to overwrite.
+        """
+        with self._writing:
+            self._undo()
+
+    def _undo(self) -> None:
+        assert self._before is not None
+        self._view, self._live = view, live = self._before
+        count = view.size - len(view.sealed)
+        for track, last in zip(view.fresh[count:], view.replaced[count:], strict=False):
+            if last < 0:
+                view.newest.pop(track.track_id, None)
+            else:
+                view.newest[track.track_id] = last
+        for array in (self._origins, self._interactions, live):
+            array.cut(view.size)
+        self._columns.cut(view.columns)
 
 
 def _without(live: GrowingArray, row: int) -> GrowingArray:

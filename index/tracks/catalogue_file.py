@@ -178,7 +178,9 @@ def _table(path: Path) -> pa.Table:
     for field in SCHEMA:
         if field.name not in table.column_names:
             raise CatalogueError(
-                f"{path}: column {field.name} is missing: it must be {field.type}", code="catalogue_column"
+                f"{path}: column {field.name} is missing: it must be {field.type}. Another version of Debut wrote it: "
+                "publish the release again (`python -m training publish`)",
+                code="catalogue_column",
             )
         found = table.schema.field(field.name).type
         if not _fits(found, field.type):

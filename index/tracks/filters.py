@@ -138,6 +138,15 @@ class FilterColumns:
         self._genre_codes.append(codes[2:])
         return self.view()
 
+    def cut(self, view: FilterView) -> None:
+        """Forget what was appended since `view`, which was the last that anybody has; names may stay."""
+        self._explicit.cut(len(view.explicit))
+        self._released.cut(len(view.released))
+        self._languages.cut(len(view.languages))
+        self._artists.cut(len(view.artists))
+        self._genre_rows.cut(len(view.genre_rows))
+        self._genre_codes.cut(len(view.genre_codes))
+
     def _codes(self, column: TextColumn) -> NDArray[np.int32]:
         places, values = column.encoded()
         return np.array([0, *map(self._code, values)], dtype=np.int32)[places]

@@ -3,11 +3,13 @@
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service.http import security
 from service.http.problems import KINDS, MEDIA_TYPE, TYPE_PREFIX
-from service.http.schemas import ContinueRequest, ProblemDocument, TrackMetadata
+from service.http.schemas import ContinueRequest, FilterRequest, ProblemDocument, TrackMetadata
+from service.settings import Settings
 
 DESCRIPTION = (
     "Brings a new track to its audience on day one: ingest it, continue playlists with it, and ask which "
@@ -15,9 +17,23 @@ DESCRIPTION = (
 )
 
 _REFERENCE = "#/components/schemas/{model}"
-_EVERYWHERE = ("too_many_connections", "internal")
+_EVERYWHERE = ("too_many_connections", "out_of_memory", "internal")
 _BEHIND_THE_GATE = ("unauthorized", "forbidden", "cross_site", "unknown_host")
 _READ_BY_HAND = (ContinueRequest, TrackMetadata, ProblemDocument)
+
+# What `service.http.limits` holds requests against: model -> field -> setting.
+_LIMITS: dict[type[BaseModel], dict[str, str]] = {
+    ContinueRequest: {"seeds": "max_seeds", "negatives": "max_seeds", "exclude": "max_exclude", "k": "max_k"},
+    FilterRequest: dict.fromkeys(("languages", "genres", "artists"), "max_filter_values"),
+    TrackMetadata: {
+        "track_id": "max_id_chars",
+        **dict.fromkeys(("title", "artist", "album"), "max_text_chars"),
+        "lyrics": "max_lyrics_chars",
+        "genres": "max_genres",
+        "attributes": "max_attributes",
+    },
+}
+_MOST = {"string": "maxLength", "integer": "maximum", "array": "maxItems", "object": "maxProperties"}
 
 
 def reference(model: type) -> dict[str, str]:
@@ -34,10 +50,11 @@ def failures(*codes: str, to_anybody: bool = False) -> dict[int | str, dict[str,
             kind.status,
             {
                 "description": "",
-                "content": {MEDIA_TYPE: {"schema": reference(ProblemDocument), "examples": {}}},
+                "content": {MEDIA_TYPE: {"schema": _problem(kind.status), "examples": {}}},
             },
         )
         answer["description"] += f"{'; ' if answer['description'] else ''}{kind.title} (`{code}`)"
+        answer["content"][MEDIA_TYPE]["schema"]["allOf"][1]["properties"]["code"]["enum"].append(code)
         answer["content"][MEDIA_TYPE]["examples"][code] = {
             "value": {
                 "type": TYPE_PREFIX + code,
@@ -51,8 +68,23 @@ def failures(*codes: str, to_anybody: bool = False) -> dict[int | str, dict[str,
     return by_status
 
 
-def install(app: FastAPI) -> None:
-    """Let the document include the schemas of bodies that routes read by hand, and no other error than problems."""
+def _problem(status: int) -> dict[str, Any]:
+    """Return the schema of a route's problems with this status; its list of codes is still empty."""
+    return {"allOf": [reference(ProblemDocument), {"properties": {"status": {"const": status}, "code": {"enum": []}}}]}
+
+
+def parameter(model: type[BaseModel], field: str) -> dict[str, Any]:
+    """Return how a query says what a JSON body says in `field` of `model`: by its schema, objects as JSON text."""
+    found = model.model_json_schema()["properties"][field]
+    schema = {name: value for name, value in _sole(found).items() if name not in ("title", "description")}
+    return {"content": {"application/json": {"schema": schema}}} if schema["type"] == "object" else {"schema": schema}
+
+
+def install(app: FastAPI, settings: Settings) -> None:
+    """Let the document include the schemas of bodies that routes read by hand, and no other error than problems.
+
+    It names the limits of `settings`, so that a client can keep them, and says whether a key is needed.
+    """
     generated = app.openapi
 
     def document() -> dict[str, Any]:
@@ -61,7 +93,8 @@ def install(app: FastAPI) -> None:
             _, extra = models_json_schema([(model, "validation") for model in _READ_BY_HAND], ref_template=_REFERENCE)
             schema["components"]["schemas"].update(extra["$defs"])
             _drop_foreign_errors(schema)
-            security.describe(schema)
+            _name_limits(schema, settings)
+            security.describe(schema, keys=settings.keys_file is not None)
             app.openapi_schema = schema
         return app.openapi_schema
 
@@ -76,3 +109,28 @@ def _drop_foreign_errors(schema: dict[str, Any]) -> None:
                 del operation["responses"]["422"]
     for name in ("HTTPValidationError", "ValidationError"):
         schema["components"]["schemas"].pop(name, None)
+
+
+def _name_limits(schema: dict[str, Any], settings: Settings) -> None:
+    models = schema["components"]["schemas"]
+    for model, limits in _LIMITS.items():
+        for field, setting in limits.items():
+            _limit(models[model.__name__]["properties"][field], getattr(settings, setting))
+    for one in schema["paths"]["/ingest-track"]["post"]["parameters"]:
+        if one["name"] in _LIMITS[TrackMetadata]:
+            place = one.get("content", {}).get("application/json", one)
+            _limit(place["schema"], getattr(settings, _LIMITS[TrackMetadata][one["name"]]))
+    for one in schema["paths"]["/audience/{track_id}"]["get"]["parameters"]:
+        if one["name"] == "limit":
+            _limit(one["schema"], settings.max_listeners)
+
+
+def _limit(schema: dict[str, Any], most: int) -> None:
+    bounded = _sole(schema)
+    bounded[_MOST[bounded["type"]]] = most
+
+
+def _sole(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return what a schema allows besides null."""
+    found: dict[str, Any] = schema["anyOf"][0] if "anyOf" in schema else schema
+    return found

@@ -5,6 +5,7 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import orjson
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -22,6 +23,8 @@ MOST_ERRORS = 20
 
 MOST_CHARS = 200
 """Characters of a field's name, or of what is wrong with it, in an answer."""
+
+log = structlog.get_logger("debut.request")
 
 
 class Kind(NamedTuple):
@@ -74,6 +77,7 @@ KINDS: dict[str, Kind] = {
     "queue_full": Kind(503, "Too many uploads at once"),
     "index_unavailable": Kind(503, "The vector index does not answer"),
     "ledger_unwritable": Kind(503, "The ledger cannot be written"),
+    "out_of_memory": Kind(503, "There is no memory for this now"),
     "not_ready": Kind(503, "The service is not ready"),
     "ledger_full": Kind(507, "There is no room in the ledger"),
     "spool_full": Kind(507, "There is no room for the upload"),
@@ -168,7 +172,7 @@ def install(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> Response:
         return response(_as_problem(request, error), request.state.request_id)
 
-    for kind in (Problem, DebutError, RequestValidationError, HTTPException):
+    for kind in (Problem, DebutError, MemoryError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, answer)
 
 
@@ -177,6 +181,11 @@ def _as_problem(request: Request, error: Exception) -> Problem:
         return error
     if isinstance(error, DebutError):
         return problem_of(error)
+    if isinstance(error, MemoryError):
+        log.error("out of memory", path=request.url.path)
+        return Problem(
+            "out_of_memory", "The service ran short of memory; nothing was changed that you can see: try again soon."
+        )
     if isinstance(error, RequestValidationError):
         return invalid(error.errors())
     assert isinstance(error, HTTPException)

@@ -5,7 +5,7 @@ import unicodedata
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 # C0 and C1 control characters; lyrics may hold the first three.
 _MOST_MARKS = 30
@@ -85,12 +85,30 @@ def _language(value: str) -> str:
     return value.lower()
 
 
-Text = Annotated[str, AfterValidator(_text)]
-TrackId = Annotated[str, AfterValidator(_track_id)]
-IsoDate = Annotated[str, AfterValidator(_iso_date)]
-Language = Annotated[str, AfterValidator(_language)]
-Lyrics = Annotated[str, AfterValidator(_lyrics)]
-Isrc = Annotated[str, AfterValidator(_isrc)]
+def _documented(pattern: str, **more: Any) -> WithJsonSchema:
+    """Say in the OpenAPI document what a validator takes, as nearly as a pattern of JSON Schema can."""
+    return WithJsonSchema({"type": "string", "pattern": pattern, **more})
+
+
+_DATE = "^(?!0000)[0-9]{4}(-(0[1-9]|1[0-2])(-(0[1-9]|[12][0-9]|3[01]))?)?$"
+_PRINTABLE = r"^[^\u0000-\u001f\u007f-\u009f]*$"
+
+
+def _whole(value: object) -> object:
+    """Take 20.0 for 20: JSON knows one kind of number, and JSON Schema calls both an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, Field(ge=1, le=2**31), BeforeValidator(_whole)]
+
+Text = Annotated[str, AfterValidator(_text), _documented(_PRINTABLE)]
+TrackId = Annotated[str, AfterValidator(_track_id), _documented(_PRINTABLE, minLength=1)]
+IsoDate = Annotated[str, AfterValidator(_iso_date), _documented(_DATE)]
+Language = Annotated[str, AfterValidator(_language), _documented("^[A-Za-z]{2,3}$")]
+Lyrics = Annotated[
+    str, AfterValidator(_lyrics), _documented(r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f]*$")
+]
+Isrc = Annotated[str, AfterValidator(_isrc), _documented("^-*([A-Za-z]-*){2}([A-Za-z0-9]-*){3}([0-9]-*){7}$")]
 Texts = Annotated[list[Text], Field(fail_fast=True)]
 """One mistake is named, not a million."""
 
@@ -140,7 +158,9 @@ class TrackMetadata(_Request):
     isrc: Isrc | None = None
     lyrics: Lyrics | None = None
     attributes: dict[Text, Text | Finite | Texts] = Field(
-        default_factory=dict, description="Further fields that the release's matcher was trained with."
+        default_factory=dict,
+        description="Further fields that the release's matcher was trained with.",
+        json_schema_extra={"additionalProperties": False},  # beside the pattern of their names
     )
 
 
@@ -167,6 +187,9 @@ Relaxable = Literal[
 ]
 
 
+Recommender = Literal["larp", "bcl", "audio", "text"]
+
+
 class ContinueRequest(_Request):
     """A playlist to continue."""
 
@@ -188,7 +211,15 @@ class ContinueRequest(_Request):
     )
 
     seeds: Ids = Field(min_length=1, description="Ids of the playlist's tracks; order does not matter.")
-    k: int = Field(default=20, ge=1, description="How many tracks to return at most.")
+    k: Count = Field(default=20, description="How many tracks to return at most.")
+    recommender: Recommender = Field(
+        default="larp",
+        description="What counts as alike. `larp`: sound and words together, trained on playlists: what is heard in "
+        "one with the seeds. `bcl`: the vectors that audiences are matched with, what is heard by the same people. "
+        "`audio`, `text`: the sound, or the words, alone: for seeds whose captions say little, or for a mood that is "
+        "in the words; each request reads these vectors of the whole catalogue. Cold tracks have all that their "
+        "sound and metadata give.",
+    )
     exclude: Ids = Field(default_factory=list, description="Ids that are not returned.")
     negatives: Ids = Field(
         default_factory=list,
@@ -201,8 +232,8 @@ class ContinueRequest(_Request):
         le=1,
         description="0: by score alone; 1: as unlike each other as can be (maximal marginal relevance).",
     )
-    max_per_artist: int | None = Field(default=None, ge=1)
-    max_per_album: int | None = Field(default=None, ge=1)
+    max_per_artist: Count | None = None
+    max_per_album: Count | None = None
     relax: list[Relaxable] = Field(
         default_factory=list,
         max_length=16,
@@ -220,14 +251,15 @@ class Because(BaseModel):
     """Why a track was recommended.
 
     `similarity` (of the closest seed and the track) = `audio` + `text` + `cross`: what their sounds share,
-    what their captions share, and what the sound of one shares with the caption of the other.
+    what their captions share, and what the sound of one shares with the caption of the other. These three are null
+    where the recommender is `bcl`, whose vectors are not made of such parts.
     """
 
     seed: str
     similarity: float
-    audio: float
-    text: float
-    cross: float
+    audio: float | None
+    text: float | None
+    cross: float | None
 
 
 class Recommended(BaseModel):
@@ -237,7 +269,9 @@ class Recommended(BaseModel):
     title: str | None
     artist: str | None
     album: str | None
-    score: float = Field(description="Mean inner product with the seeds' unit vectors (LARP, equation 12).")
+    score: float = Field(
+        description="Mean inner product with the seeds' unit vectors (LARP, equation 12), of the recommender's kind."
+    )
     cold: bool = Field(description="Nobody has listened to it yet.")
     because: Because | None = Field(default=None, description="Only when `explain` was asked for.")
 
@@ -246,7 +280,9 @@ class ContinueResponse(BaseModel):
     """The continuation of a playlist, best first."""
 
     tracks: list[Recommended]
-    unknown_seeds: list[str] = Field(description="Seeds (and negatives) that no track here has as its id.")
+    unknown_seeds: list[str] = Field(
+        description="Seeds (and negatives) that are no track here, or have no vector of the recommender's kind."
+    )
     relaxed: list[str] = Field(description="Constraints of `relax` that had to give, in that order.")
     release: str
     cursor: str | None = Field(

@@ -150,8 +150,8 @@ def protect(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]
     return protected.raw
 
 
-def describe(schema: dict[str, Any]) -> None:
-    """Say in an OpenAPI document which operations need a key, and of which scope."""
+def describe(schema: dict[str, Any], *, keys: bool) -> None:
+    """Say in an OpenAPI document which operations need a key when there are `keys`, and of which scope."""
     schema["components"]["securitySchemes"] = {
         "key": {
             "type": "http",
@@ -162,5 +162,5 @@ def describe(schema: dict[str, Any]) -> None:
     for path, item in schema["paths"].items():
         for method, operation in item.items():
             if needs_key(path):
-                operation["security"] = [{"key": []}, {}]
+                operation["security"] = [{"key": []}] if keys else [{"key": []}, {}]
                 operation["x-scope"] = needed_scope(method.upper(), path)

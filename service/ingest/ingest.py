@@ -148,7 +148,7 @@ class Ingest:
                 with watch.stage("ledger"):
                     written = self._current.write(self._ledger, event)
                 if written:
-                    with watch.stage("index"):
+                    with watch.stage("index"), self._current.applying():
                         row = serving.collection.add(event.track, event.embedding.vectors, event.embedding.matching)
                     return serving.collection.catalogue.is_cold(row)
         return None
@@ -182,7 +182,8 @@ class Ingest:
             while (row := (catalogue := serving.collection.catalogue).row_of(track_id)) is not None:
                 in_ledger = self._ledger.known(track_id) is not None
                 if self._current.write(self._ledger, TrackRemoved(track_id, _now())):
-                    serving.collection.remove(track_id)
+                    with self._current.applying():
+                        serving.collection.remove(track_id)
                     return Removed(int(catalogue.origins[row]) >= 0, in_ledger, serving.release.id)
         return None
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.collection import CollectionView
+from index.search.vectors import VectorView
 from index.tracks.titles import fold
 from service.http.schemas import ContinueRequest
 
@@ -14,8 +15,12 @@ Rows = NDArray[np.int64]
 Group = tuple[object, ...]
 
 
-def choose(view: CollectionView, request: ContinueRequest, rows: Rows, scores: Vectors, shown: Rows) -> Rows:
+def choose(
+    view: CollectionView, space: VectorView, request: ContinueRequest, rows: Rows, scores: Vectors, shown: Rows
+) -> Rows:
     """Return places in `rows`, in the order to return them: at most k, within the caps and unlike what was `shown`.
+
+    `scores` are of `space`, and so is likeness.
 
     Each step takes the candidate with the largest (1 - diversity) score - diversity max(similarity to what
     was taken): maximal marginal relevance (Carbonell and Goldstein, 1998). With diversity 0 that is the order
@@ -24,10 +29,10 @@ def choose(view: CollectionView, request: ContinueRequest, rows: Rows, scores: V
     caps = _Caps(view, request, rows, shown)
     if request.diversity == 0:
         return np.array([place for place in range(len(rows)) if caps.take(place)][: request.k], dtype=np.int64)
-    vectors = view.continuation.vectors(rows)
+    vectors = space.vectors(rows)
     worth = (1 - request.diversity) * scores.astype(np.float64)
     # Nothing is taken yet: the first choice is the best score. What earlier pages returned was taken before.
-    nearest = (vectors @ view.continuation.vectors(shown).T).max(axis=1) if len(shown) else np.zeros(len(rows))
+    nearest = (vectors @ space.vectors(shown).T).max(axis=1) if len(shown) else np.zeros(len(rows))
     worth[caps.full()] = -np.inf
     taken: list[int] = []
     while len(taken) < request.k and np.isfinite(worth).any():

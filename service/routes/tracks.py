@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from service.http.idempotency import HEADER, Answer, fingerprint, key_of
-from service.http.openapi import failures, reference
+from service.http.openapi import failures, parameter, reference
 from service.http.problems import Problem
 from service.http.schemas import IngestResponse, IngestStatus, Removal, SearchResponse, TrackDocument, TrackMetadata
 from service.http.upload import Upload, receive
@@ -50,8 +50,12 @@ _BODY: dict[str, Any] = {
                 "type": "object",
                 "required": ["audio", "metadata"],
                 "properties": {"audio": _BINARY, "metadata": reference(TrackMetadata)},
+                "additionalProperties": False,
             },
-            "encoding": {"metadata": {"contentType": "application/json"}},
+            "encoding": {
+                "audio": {"contentType": "audio/*, application/octet-stream"},
+                "metadata": {"contentType": "application/json"},
+            },
         },
     },
 }
@@ -66,20 +70,16 @@ _QUERY: list[dict[str, Any]] = [
         {
             "name": name,
             "in": "query",
-            "schema": {"type": "array", "items": {"type": "string"}} if name == "genres" else {"type": "string"},
+            **parameter(TrackMetadata, name),
             "description": f"Only with a raw audio body: TrackMetadata's `{name}`"
-            + {
-                "genres": ", once for each genre.",
-                "attributes": ", as a JSON object.",
-                "explicit": ", true or false.",
-            }.get(name, "."),
+            + {"genres": ", once for each genre.", "attributes": ", as a JSON object."}.get(name, "."),
         }
         for name in TrackMetadata.model_fields
     ),
     {
         "name": HEADER,
         "in": "header",
-        "schema": {"type": "string", "maxLength": 200},
+        "schema": {"type": "string", "pattern": '^("[!#-~]{1,200}"|[!#-~]{1,200})$'},
         "description": "The same key again has the same answer again (of the last 1000, until a restart); with another "
         "upload it is a 422. What has a track_id, or is the same bytes, is one track without it too.",
     },

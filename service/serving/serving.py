@@ -2,8 +2,12 @@
 
 import dataclasses
 import hashlib
+import os
 import threading
 import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +20,7 @@ from index.models.encoder import Encoder, EncoderError, TrackVectors
 from index.models.matcher import Matcher
 from index.models.onnxmodel import ModelError
 from index.release.fold import read_marks
+from index.release.prune import hold
 from index.release.release import Release, ReleaseError
 from index.search.vectors import checked_vectors
 from index.sound.features import FRAMES, MELS, dequantise
@@ -53,7 +58,18 @@ class Serving:
         Raises DebutError (ReleaseError and the errors of its parts) when anything is missing or damaged, or the models
         do not make vectors such as the release holds.
         """
-        release = Release.open(settings.releases)
+        path = Release.open(settings.releases, verify=False).path
+        held = hold(path)  # nobody prunes it while it is looked at, and served
+        try:
+            serving = cls._opened(Release.open(path), settings)
+        except BaseException:
+            os.close(held)
+            raise
+        weakref.finalize(serving, os.close, held)
+        return serving
+
+    @classmethod
+    def _opened(cls, release: Release, settings: Settings) -> "Serving":
         threads = settings.encoder_threads or None
         encoder = Encoder.open(release.path / "encoder", threads)
         matcher = Matcher.open(release.path / "matcher", threads)
@@ -171,13 +187,15 @@ class Current:
         self.committing = threading.Lock()
         self.reached = reached
         """The ledger's event up to which the collection of `serving` has everything."""
+        self._before = reached
 
     def write(self, ledger: Ledger, event: Event) -> bool:
-        """Write an event down that the caller then applies to the collection. Hold `committing`.
+        """Write an event down that the caller then applies to the collection, within `applying`. Hold `committing`.
 
         Returns False if other replicas wrote meanwhile: their events are applied, nothing was written, and the caller
         decides again whether it should be. Raises LedgerError, and what `Serving.replay` raises.
         """
+        self._before = self.reached
         try:
             self.reached = ledger.append(event, self.reached)
         except Overtaken as overtaken:
@@ -185,6 +203,18 @@ class Current:
             self.reached = max(self.reached, overtaken.last)
             return False
         return True
+
+    @contextmanager
+    def applying(self) -> Iterator[None]:
+        """Apply the event that was just written. Without the memory for it, whoever catches up next does it.
+
+        The event is in the ledger, so it will be in the collection: with the next upload or take-down, or a restart.
+        """
+        try:
+            yield
+        except MemoryError:
+            self.reached = self._before
+            raise
 
     def catch_up(self, ledger: Ledger) -> None:
         """Apply what others wrote to the ledger, in its order. Hold `committing`."""

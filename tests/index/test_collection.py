@@ -9,7 +9,12 @@ import pytest
 from index_examples import Folder, embedded, unit, write_folder
 
 from index.collection import Collection, CollectionError, CollectionView, write_collection
+from index.growing import GrowingArray
+from index.search.exact import ExactView
+from index.search.parts import LiveSegment
+from index.search.segmented import SegmentedView
 from index.search.segments import SegmentError
+from index.tracks import catalogue
 from index.tracks.catalogue import Filters
 from index.tracks.catalogue_file import CatalogueError
 from index.tracks.track import Track
@@ -221,3 +226,81 @@ def test_does_not_write_arrays_of_other_lengths(tmp_path, rng):
     with pytest.raises(ValueError, match="text and continuation is missing"):
         write_collection(tmp_path, tracks(), np.zeros(N, np.int32), {"audio": vectors["audio"]}, unit(rng, N, 8))
     assert not list(tmp_path.iterdir())
+
+
+class Allocations:
+    """Counts what may need memory, and fails at the given one (and at all after it, with `for_good`)."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.seen, self.fail_at, self.for_good = 0, 0, False
+        self._watch(monkeypatch, GrowingArray, "append")
+        self._watch(monkeypatch, LiveSegment, "without")
+        self._watch(monkeypatch, ExactView, "without")
+        self._watch(monkeypatch, ExactView, "__init__")
+        self._watch(monkeypatch, SegmentedView, "__init__")
+        self._watch(monkeypatch, CollectionView, "__init__")
+        self._watch(monkeypatch, catalogue, "_without")
+
+    def _watch(self, monkeypatch, where, name) -> None:
+        real = getattr(where, name)
+
+        def counted(*given, **named):
+            self.seen += 1
+            if self.seen == self.fail_at or (self.for_good and 0 < self.fail_at <= self.seen):
+                raise MemoryError
+            return real(*given, **named)
+
+        monkeypatch.setattr(where, name, counted)
+
+    def expect(self, fail_at: int, *, for_good: bool = False) -> None:
+        self.seen, self.fail_at, self.for_good = 0, fail_at, for_good
+
+
+def state(view: CollectionView) -> tuple:
+    """All that can be asked of a view."""
+    check(view)
+    rows = np.arange(view.catalogue.size)
+    found = [view.catalogue.track(row) for row in np.flatnonzero(view.catalogue.live)]
+    spaces = [space.vectors(rows).tobytes() for space in (view.continuation, view.matching)]
+    masks = [
+        view.catalogue.mask(Filters(genres=("folk",))).tolist(),
+        view.catalogue.mask(Filters(languages=("en",))).tolist(),
+    ]
+    return found, spaces, [part.tobytes() for part in view.parts(rows)], masks, view.catalogue.search("title", 200)
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+def test_without_memory_an_add_or_remove_changes_nothing(folder, rng, monkeypatch, for_good):
+    """Every allocation fails once, for a new track, one that replaces, and one that is removed."""
+    collection = Collection.open(folder)
+    allocations = Allocations(monkeypatch)
+    new, known, fresh = (Track(name, title="Title", language="en", genres=("folk",)) for name in ("new", "t3", "fresh"))
+    collection.add(fresh, embedded(rng), unit(rng, 8))
+    changes = {
+        "new": lambda: collection.add(new, embedded(rng), unit(rng, 8)),
+        "replaces the release's": lambda: collection.add(known, embedded(rng), unit(rng, 8)),
+        "replaces a fresh one": lambda: collection.add(fresh, embedded(rng), unit(rng, 8)),
+        "removes the release's": lambda: collection.remove("t5"),
+        "removes a fresh one": lambda: collection.remove("fresh"),
+    }
+    for name, change in changes.items():
+        for number in itertools.count(1):
+            before = state(view := collection.view())
+            allocations.expect(number, for_good=for_good)
+            try:
+                change()
+            except MemoryError:
+                allocations.expect(0)
+                assert collection.view() is view, (name, number)
+                assert state(view) == before, (name, number)
+                if number % 2:  # another track comes before the next try
+                    other = Track(f"other {name} {number}", title="Title", genres=("folk",))
+                    collection.add(other, embedded(rng), unit(rng, 8))
+                    check(collection.view())
+            else:
+                allocations.expect(0)
+                break
+        assert number > 4, name
+        check(collection.view())
+        assert state(collection.view()) != before, name
+    assert {"new", "t3"} <= {track.track_id for track in state(collection.view())[0]}

@@ -16,12 +16,16 @@ from index.__main__ import main
 from index.audience.cat import write_audience
 from index.collection import Collection, write_collection
 from index.models.encoder import encoder_id
-from index.release.release import Release, publish
+from index.release.release import Release, current_id, publish
 from index.search.exact import ExactIndex
-from index.search.segments import SealedSegment
+from index.search.segments import SealedSegment, write_sealed
 from index.tracks.track import Track
 
 N, LISTENERS = 60, 9
+MODELS = Path(__file__).parents[1] / "golden" / "format-2" / "release"
+"""Real models of a few KB: exporting some takes longer than all of these tests."""
+CONTINUATION, MATCHING = 16, 8
+"""Their dims."""
 
 
 def tracks() -> list[Track]:
@@ -32,26 +36,26 @@ def tracks() -> list[Track]:
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory, towers, small_matcher) -> Path:
+def published(tmp_path_factory) -> Path:
     """A folder with one whole release, small models and all."""
     rng = np.random.default_rng(20250307)
-    vectors = {name: unit(rng, N, 32) for name in ("audio", "text", "continuation")}
+    vectors = {name: unit(rng, N, CONTINUATION) for name in ("audio", "text", "continuation")}
     vectors["continuation"][59] = np.nan
-    matching = unit(rng, N, 12)
+    matching = unit(rng, N, MATCHING)
     heard = rng.integers(0, 3, N)
 
     def fill(folder: Path) -> None:
-        shutil.copytree(towers.directory, folder / "encoder")
-        shutil.copytree(small_matcher.directory, folder / "matcher")
+        for name in ("encoder", "matcher"):
+            shutil.copytree(MODELS / name, folder / name)
         write_collection(folder, tracks(), heard, vectors, matching)
         listener, row = rng.integers(0, LISTENERS, 80), rng.integers(0, N, 80)
         ids = [f"u{n}" for n in range(LISTENERS)]
         write_audience(folder / "audience", ids, listener, row, np.ones(80, np.float32), matching)
 
     facts = {
-        "dims": {"continuation": 32, "matching": 12},
+        "dims": {"continuation": CONTINUATION, "matching": MATCHING},
         "counts": {"tracks": N, "cold_tracks": int((heard == 0).sum()), "listeners": LISTENERS},
-        "encoder_id": encoder_id(towers.directory),
+        "encoder_id": encoder_id(MODELS / "encoder"),
     }
     root = tmp_path_factory.mktemp("published") / "releases"
     publish(root, fill, facts=facts)
@@ -79,7 +83,7 @@ def test_info_says_what_a_release_holds(published, capsys):
     assert ["tracks", str(N)] in words
     assert ["listeners", str(LISTENERS)] in words
     continuation = next(line for line in words if line[:1] == ["continuation"])
-    assert continuation[1:4] == [SealedSegment(release.file("continuation.faiss")).kind, str(N - 1), "32"]
+    assert continuation[1:4] == [SealedSegment(release.file("continuation.faiss")).kind, str(N - 1), str(CONTINUATION)]
     whole = sum(entry.bytes for entry in release.manifest.files.values())
     count, size, unit_ = next(line for line in words if line[:1] == ["all"])[1:]
     assert int(count) == len(release.manifest.files)
@@ -159,7 +163,7 @@ def longer(folder: Path) -> None:
         (longer, {}, r"BAD  vectors/text.npy: among rows 0 to 59: vectors must have norm 1"),
         (None, {"counts": {"tracks": 61}}, r"BAD  tracks.parquet: .* tracks is 60, but counts have 61"),
         (None, {"counts": {"listeners": 8}}, r"BAD  audience: .* listeners is 9, but counts have 8"),
-        (None, {"dims": {"matching": 13}}, r"BAD  matching.faiss: .* matching is 12, but dims have 13"),
+        (None, {"dims": {"matching": 13}}, r"BAD  matching.faiss: .* matching is 8, but dims have 13"),
         (None, {"encoder_id": "0" * 64}, r"BAD  encoder: the encoder is .*, the manifest says 000000000000"),
     ],
 )
@@ -176,7 +180,7 @@ def test_search_prints_what_the_specification_finds(published, capsys):
     asked = ["search", "t3", "--releases", published]
     status, lines, _ = run(capsys, *asked, "-k", 4, "--language", "en", "--space", "matching")
     stored = Collection.open(Release.open(published)).matching.vectors(np.arange(N))
-    exact = ExactIndex(12)
+    exact = ExactIndex(MATCHING)
     exact.add(np.arange(N), stored)
     scores, rows = exact.search(stored[3], 4, np.arange(N) % 2 == 0)
     assert status == 0
@@ -242,6 +246,24 @@ def test_sealing_one_space_leaves_the_other(root, capsys):
     new = Release.open(root)
     assert os.path.samefile(old.file("continuation.faiss"), new.file("continuation.faiss"))
     assert SealedSegment(new.file("matching.faiss")).kind == "hnsw"
+
+
+def test_a_release_that_was_published_meanwhile_is_not_superseded(root, capsys, monkeypatch):
+    old = Release.open(root)
+
+    def meanwhile(*given, **named):
+        if current_id(root) == old.id:
+            republished(root, lambda folder: None, sealed_from="elsewhere")
+        write_sealed(*given, **named)
+
+    monkeypatch.setattr("index.release.reseal.write_sealed", meanwhile)
+    status, _, said = run(capsys, "seal", "scan", "--releases", root, "--threads", 1)
+    assert status == 1
+    assert re.match(rf"debut: {old.id} is not the current release of .* any more, .* is: do it again on that", said)
+    assert Release.open(root, verify=False).manifest.facts["sealed_from"] == "elsewhere"
+    status, _, said = run(capsys, "seal", "scan", "--releases", old.path, "--threads", 1)
+    assert status == 1
+    assert "is not the current release" in said
 
 
 def test_nothing_is_sealed_from_a_damaged_release(root, capsys):

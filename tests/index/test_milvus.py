@@ -1,5 +1,6 @@
 """Milvus (Milvus Lite, in this process) keeps what every VectorIndex keeps; and what is its own."""
 
+import gc
 import importlib
 import inspect
 import itertools
@@ -211,3 +212,31 @@ def test_the_token_is_not_shown_and_names_are_what_milvus_takes():
     assert "secret" not in repr(Milvus("http://127.0.0.1:19530", "root:secret"))
     name = collection_name("20250301T101500Z-0123456789abcdef", "matching")
     assert name == "debut_20250301T101500Z_0123456789abcdef_matching"
+
+
+def connections() -> set[int]:
+    """Pymilvus's open connections in this process, shared ones too."""
+    gc.collect()  # what tests before left behind
+    manager = importlib.import_module("pymilvus.client.connection_manager").ConnectionManager.get_instance()
+    return {*manager._dedicated, *(id(managed.handler) for managed in manager._registry.values())}
+
+
+def test_a_connection_ends_with_the_last_view_that_searches_it(server, tmp_path, rng):
+    before = connections()
+    path = write(tmp_path, unit(rng, 20, DIMS))
+    index = server.open(path, f"t{next(NUMBER)}")
+    [handler] = [index.view().sealed._remote._connection.client._handler]
+    assert connections() - before == {id(handler)}
+    view = index.view()
+    del index
+    assert connections() - before == {id(handler)}
+    assert len(view.search(np.ones(DIMS, np.float32), 3)[1][0]) == 3  # a request that is under way
+    del view
+    assert connections() == before
+    assert handler._channel is None
+
+
+def test_looking_for_leftovers_leaves_no_connection(server):
+    before = connections()
+    server.leftovers(["20250101T000000Z-0000000000000000"])
+    assert connections() == before

@@ -29,14 +29,23 @@ def ask(client, seeds, **more):
     return answer.json()
 
 
-def brute_force(view, seeds, negatives=(), hidden=()) -> list[tuple[float, int]]:
+SPACES = {
+    "larp": lambda view, rows: view.continuation.vectors(rows),
+    "bcl": lambda view, rows: view.matching.vectors(rows),
+    "audio": lambda view, rows: view.parts(rows)[0],
+    "text": lambda view, rows: view.parts(rows)[1],
+}
+"""Recommender -> the vectors that it goes by."""
+
+
+def brute_force(view, seeds, negatives=(), hidden=(), recommender="larp") -> list[tuple[float, int]]:
     """(score, row) of all other tracks, best first: the mean of the seeds' inner products, in float64."""
-    vectors = view.continuation.vectors(np.arange(view.catalogue.size)).astype(np.float64)
+    vectors = SPACES[recommender](view, np.arange(view.catalogue.size)).astype(np.float64)
     query = vectors[seeds].mean(0)
     if len(negatives):
         query = query - 0.5 * vectors[negatives].mean(0)
     scores = vectors @ query
-    rest = set(range(view.catalogue.size)) - {*seeds, *negatives, *hidden}
+    rest = set(np.flatnonzero(~np.isnan(scores)).tolist()) - {*seeds, *negatives, *hidden}
     return sorted(((float(scores[row]), row) for row in rest), key=lambda pair: (-pair[0], pair[1]))
 
 
@@ -44,7 +53,7 @@ def test_scores_and_order_are_those_of_brute_force(client, view, ids):
     seed = int(np.random.default_rng().integers(2**31))
     print(f"seed {seed}")
     rng = np.random.default_rng(seed)
-    for _ in range(20):
+    for recommender in sorted(SPACES) * 10:
         rows = rng.permutation(len(ids))[: rng.integers(4, 12)].tolist()
         seeds, negatives, hidden = rows[: len(rows) - 3], rows[-3:-2], rows[-2:]
         answer = ask(
@@ -53,13 +62,14 @@ def test_scores_and_order_are_those_of_brute_force(client, view, ids):
             negatives=[ids[row] for row in negatives],
             exclude=[ids[row] for row in hidden],
             k=int(rng.integers(1, 45)),
+            recommender=recommender,
         )
-        expected = brute_force(view, seeds, negatives, hidden)[: len(answer["tracks"])]
+        expected = brute_force(view, seeds, negatives, hidden, recommender)[: len(answer["tracks"])]
         scores = [track["score"] for track in answer["tracks"]]
         assert scores == sorted(scores, reverse=True)
         np.testing.assert_allclose(scores, [score for score, _ in expected], atol=2e-6)
         assert {track["track_id"] for track in answer["tracks"]}.isdisjoint(ids[row] for row in rows)
-    assert len(ask(client, ids[:1], k=500)["tracks"]) == len(ids) - 1
+        assert len(ask(client, ids[:1], k=500, recommender=recommender)["tracks"]) == len(ids) - 1
 
 
 def test_the_same_request_has_the_same_bytes_as_answer_and_seed_order_does_not_matter(client, ids):
@@ -166,13 +176,13 @@ def reference_mmr(vectors, scores, k, diversity):
     return taken
 
 
-@pytest.mark.parametrize("diversity", [0.1, 0.5, 1.0])
-def test_diversity_is_maximal_marginal_relevance(client, view, ids, diversity):
+@pytest.mark.parametrize(("recommender", "diversity"), [("larp", 0.1), ("larp", 0.5), ("larp", 1.0), ("bcl", 0.5)])
+def test_diversity_is_maximal_marginal_relevance(client, view, ids, recommender, diversity):
     k = 8
-    pool = brute_force(view, [0, 1, 2])[: 4 * k]
-    vectors = view.continuation.vectors([row for _, row in pool]).astype(np.float64)
+    pool = brute_force(view, [0, 1, 2], recommender=recommender)[: 4 * k]
+    vectors = SPACES[recommender](view, np.array([row for _, row in pool])).astype(np.float64)
     expected = [ids[pool[i][1]] for i in reference_mmr(vectors, [score for score, _ in pool], k, diversity)]
-    assert seeded(client, *ids[:3], k=k, diversity=diversity) == expected
+    assert seeded(client, *ids[:3], k=k, diversity=diversity, recommender=recommender) == expected
 
 
 def test_more_diversity_gives_less_alike_tracks(client, view, ids):
@@ -193,6 +203,47 @@ def test_reasons_name_the_nearest_seed_and_add_up(client, view, ids):
         assert because["similarity"] == pytest.approx(similarities.max(), abs=2e-6)
         assert similarities[seeds.index(because["seed"])] == pytest.approx(similarities.max(), abs=1e-6)
         assert because["audio"] + because["text"] + because["cross"] == pytest.approx(because["similarity"], abs=3e-6)
+
+
+def test_every_recommender_says_why_in_its_own_terms(client, view, ids):
+    seeds = ids[3:9]
+    answers = {name: ask(client, seeds, k=30, explain=True, recommender=name)["tracks"] for name in SPACES}
+    for recommender, track in ((name, track) for name in ("bcl", "audio", "text") for track in answers[name]):
+        vectors = SPACES[recommender](view, np.array([view.catalogue.row_of(i) for i in seeds]))
+        similarities = vectors @ SPACES[recommender](view, np.array([view.catalogue.row_of(track["track_id"])]))[0]
+        because = track["because"]
+        assert because["similarity"] == pytest.approx(similarities.max(), abs=2e-6)
+        assert similarities[seeds.index(because["seed"])] == pytest.approx(similarities.max(), abs=1e-6)
+        shares = {"audio": 0.0, "text": 0.0, "cross": 0.0, recommender: because["similarity"]}
+        if recommender == "bcl":
+            shares = dict.fromkeys(("audio", "text", "cross"))
+        assert because == {"seed": because["seed"], "similarity": because["similarity"], **shares}
+
+
+def test_a_cold_track_continues_a_playlist_by_every_recommender(client, clip, ids):
+    for track_id in ("cold", "cold-too"):
+        upload(client, clip, track_id=track_id, title="Song of the Sea", artist="Ann")
+    for recommender in SPACES:
+        assert "cold-too" in seeded(client, "cold", k=500, recommender=recommender)
+    client.delete("/tracks/cold-too")
+    for recommender in SPACES:
+        assert "cold-too" not in seeded(client, "cold", k=500, recommender=recommender)
+
+
+def test_without_vectors_of_the_recommenders_kind_others_are_named(client, clip, ids):
+    upload(client, clip, track_id="mute")
+    answer = client.post("/continue-playlist", json={"seeds": ["mute"], "recommender": "text"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "unknown_seeds")
+    assert "the recommender 'text'; ask larp or bcl or audio." in answer.json()["detail"]
+    answer = ask(client, ["mute", ids[0]], recommender="text", k=500)
+    assert answer["unknown_seeds"] == ["mute"]
+    assert "mute" not in {track["track_id"] for track in answer["tracks"]}
+
+
+def test_an_unknown_recommender_is_refused_with_the_names_of_those_there_are(client, ids):
+    answer = client.post("/continue-playlist", json={"seeds": ids[:1], "recommender": "popular"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert all(f"'{name}'" in answer.json()["detail"] for name in SPACES)
 
 
 def test_a_track_without_text_is_recommended_for_its_sound_alone(client, clip, ids):
@@ -225,7 +276,15 @@ def pages(client, seeds, k, most=100, **more) -> list[list[str]]:
     return found
 
 
-@pytest.mark.parametrize("more", [{}, {"max_per_artist": 2, "max_per_album": 1}, {"filters": {"only_cold": True}}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"max_per_artist": 2, "max_per_album": 1},
+        {"filters": {"only_cold": True}},
+        {"recommender": "bcl"},
+    ],
+)
 def test_pages_are_the_long_answer_cut_up(client, ids, more):
     whole = seeded(client, *ids[:2], k=500, **more)
     for k in (1, 7, 500):
@@ -282,6 +341,7 @@ def test_a_cursor_is_for_its_own_request(client, ids):
     for body in (
         {"seeds": ids[:3], "cursor": cursor},
         {"seeds": ids[:2], "cursor": cursor, "diversity": 0.1},
+        {"seeds": ids[:2], "cursor": cursor, "recommender": "bcl"},
         {"seeds": ids[:2], "cursor": cursor, "filters": {"only_cold": True}},
         {"seeds": ids[:2], "cursor": ""},
         {"seeds": ids[:2], "cursor": cursor[:-4]},

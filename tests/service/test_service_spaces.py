@@ -1,10 +1,16 @@
 """DEBUT_INDEX=milvus: the answers are those of FAISS, and what fails is a sentence."""
 
+import gc
+import importlib
+import shutil
 from pathlib import Path
 
 import pytest
 from service_uploads import ogg, seeded, tone, upload
 
+from index.collection import SPACES
+from index.release.release import Release
+from index.release.reseal import reseal
 from service.serving.serving import Serving
 from service.serving.spaces import open_space
 from service.settings import Settings, SettingsError
@@ -24,7 +30,10 @@ def test_a_service_on_milvus_answers_as_one_on_faiss(serve, client, on_milvus):
     for service in (client, other):
         upload(service, ogg(tone(3)), track_id="new", title="A")
     for seed in (known, "new"):
-        assert seeded(client, seed, k=40) == seeded(other, seed, k=40)
+        for recommender in ("larp", "bcl"):
+            assert seeded(client, seed, k=40, recommender=recommender) == seeded(
+                other, seed, k=40, recommender=recommender
+            )
     assert other.delete("/tracks/new").status_code == client.delete("/tracks/new").status_code
     assert seeded(client, known, k=40) == seeded(other, known, k=40)
 
@@ -61,3 +70,20 @@ def test_the_token_is_read_from_its_file(tmp_path, monkeypatch):
     settings = Settings(index="milvus", milvus_token_file=file)
     open_space(settings, "20250301T101500Z-0123456789abcdef")("matching", Path("x"))
     assert opened == [("root:secret", Path("x"), "debut_20250301T101500Z_0123456789abcdef_matching")]
+
+
+def test_a_swap_on_milvus_closes_the_connections_of_the_release_before(serve, on_milvus, tmp_path):
+    manager = importlib.import_module("pymilvus.client.connection_manager").ConnectionManager.get_instance()
+    gc.collect()  # what tests before left behind
+    before = set(manager._dedicated)
+    root = shutil.copytree(on_milvus.releases, tmp_path / "releases", symlinks=True)
+    service = serve(on_milvus.model_copy(update={"releases": root, "release_poll_s": 3600}))
+    first = set(manager._dedicated) - before
+    assert len(first) == len(SPACES)
+    reseal(Release.open(root), "scan", ["continuation"], threads=1)
+    assert service.app.state.service.swapper.look()
+    gc.collect()
+    second = set(manager._dedicated) - before
+    assert len(second) == len(SPACES)
+    known = service.app.state.service.serving.collection.catalogue.track(3).track_id
+    assert len(seeded(service, known, k=5)) == 5
