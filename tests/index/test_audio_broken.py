@@ -16,6 +16,7 @@ from recordings import FORMATS, SONGS, encode, glide_at, song_samples
 from index.sound import streams
 from index.sound.audio import AudioError, decode
 from index.sound.mpegframes import frame_table
+from index.sound.samples import Span
 
 RATE = 24_000
 SECONDS = 13
@@ -381,18 +382,18 @@ def _is_frame_end(data: bytes, place: int) -> bool:
 def _decoded_samples(action) -> int:
     """How many samples the codec gives while `action` runs."""
     counted = 0
-    original = streams._mono
+    original = Span.place
 
-    def counting(frame):
+    def counting(span, at, frame):
         nonlocal counted
         counted += frame.samples
-        return original(frame)
+        original(span, at, frame)
 
-    streams._mono = counting
+    Span.place = counting
     try:
         action()
     finally:
-        streams._mono = original
+        Span.place = original
     return counted
 
 

@@ -79,6 +79,7 @@ class TestHearing:
         np.testing.assert_allclose(heard.log_mel, log_mel(recording.clips), atol=1e-3)  # dB
         assert heard.duration_s == recording.duration_s
         assert (heard.container, heard.codec) == (recording.container, recording.codec)
+        assert (heard.peak, heard.clipped) == (recording.peak, recording.clipped)
         assert heard.sample_rate == recording.sample_rate
 
     def test_a_refusal_keeps_its_code_and_its_process(self, start):
@@ -350,10 +351,12 @@ class TestWire:
         [
             {"windows": 4}, {"windows": 0}, {"windows": "1"}, {"windows": None}, {"duration_s": float("nan")},
             {"duration_s": -1.0}, {"duration_s": "1"}, {"codec": 5}, {"container": None}, {"sample_rate": "8000"},
+            {"peak": None}, {"peak": float("inf")}, {"peak": -0.5}, {"clipped": 1.5}, {"clipped": float("nan")},
         ],
     )  # fmt: skip
     def test_a_head_that_cannot_be(self, head):
         good = {"windows": 1, "duration_s": 10.0, "container": "wav", "codec": "flac", "sample_rate": 8000}
+        good |= {"peak": 0.5, "clipped": 0.0}
         ours, theirs = socket.socketpair()
         with ours, theirs:
             say(theirs, good | {"features_s": 0.1} | head)
@@ -388,6 +391,7 @@ class TestWire:
         data = np.full(FRAMES * MELS, np.nan, "<f4").tobytes()
         sent = threading.Thread(target=theirs.sendall, args=(data,))
         facts = {"windows": 1, "duration_s": 10.0, "container": "wav", "codec": "flac", "sample_rate": 8000}
+        facts |= {"peak": 0.5, "clipped": 0.0}
         with ours, theirs:
             sent.start()
             with pytest.raises(NonsenseError, match="not numbers"):
