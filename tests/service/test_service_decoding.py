@@ -196,6 +196,30 @@ class TestLimits:
         assert hear(decoding, ogg(tone(2))).codec == "opus"
         assert replaced(decoding, "unheard") == 1
 
+    def test_processes_that_end_before_they_hear_anything_are_not_tried_for_ever(self, start, monkeypatch):
+        """One that is there and deaf, and its successors; then the system is well again."""
+        popen, started = subprocess.Popen, []
+
+        def deaf(command, **more):
+            started.append(command)
+            script = (
+                "import socket, sys; from service.decode.wire import say\n"
+                "line = socket.socket(fileno=int(sys.argv[1]))\n"
+                "line.shutdown(socket.SHUT_RD)\n"
+                "say(line, {'outcome': 'ready'})\n"
+            )
+            return popen([sys.executable, "-c", script, *command[3:]], **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "Popen", deaf)
+            decoding = start(decode_workers=2)
+            with pytest.raises(Problem, match=r"The last 4 processes .* ended before") as caught:
+                hear(decoding, ogg(tone(2)))
+            assert (caught.value.code, caught.value.kind.status) == ("not_ready", 503)
+            assert replaced(decoding, "unheard") == 4
+            assert len(started) == 2 + 4
+        assert hear(decoding, ogg(tone(2))).codec == "opus"
+
 
 def instead_of_decode(code: str):
     """A Popen that starts the worker with `code` run in place of decoding."""
