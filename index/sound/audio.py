@@ -18,6 +18,7 @@ from index.sound.features import CLIP_SAMPLES, SAMPLE_RATE
 from index.sound.mpegframes import frame_table
 from index.sound.samples import LevelMeter
 from index.sound.streams import RATES, BareStream, DemuxedStream, Stream, count_seconds, read_span
+from index.sound.tags import check_tags
 
 __all__ = [
     "ACCEPTED",
@@ -144,6 +145,7 @@ def _decoding(source: bytes | Path | BinaryIO, limits: AudioLimits) -> Iterator[
         try:
             container = sniff(file)
             check_whole(file, container)
+            check_tags(file, container)
             if container == "mp3" or container == "aac":
                 stream: Stream = _bare(file, container, limits)
             else:
