@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from index.sound.containers import ACCEPTED, AudioError, Container, check_whole, sniff, truncated
 from index.sound.features import CLIP_SAMPLES, SAMPLE_RATE
 from index.sound.mpegframes import frame_table
+from index.sound.samples import LevelMeter
 from index.sound.streams import RATES, BareStream, DemuxedStream, Stream, count_seconds, read_span
+from index.sound.tags import check_tags
 
 __all__ = [
     "ACCEPTED",
@@ -51,7 +53,11 @@ class AudioLimits:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
-    """The windows of one recording: clips f32 [n, 480000], mono 48 kHz in [-1, 1], and what the file is."""
+    """The windows of one recording: clips f32 [n, 480000], mono 48 kHz in [-1, 1], and what the file is.
+
+    `peak` (1 is full scale, lossy formats go beyond) and `clipped` (0 to 1) are `LevelMeter`'s, over the windows and a
+    little around them.
+    """
 
     clips: NDArray[np.float32]
     duration_s: float
@@ -59,6 +65,8 @@ class Recording:
     codec: str
     sample_rate: int
     starts_s: tuple[float, ...]
+    peak: float
+    clipped: float
 
 
 def window_starts(duration_s: float) -> tuple[float, ...]:
@@ -98,15 +106,16 @@ def decode(source: bytes | Path | BinaryIO, limits: AudioLimits = AudioLimits())
     """
     with _decoding(source, limits) as (stream, container):
         duration_s = _duration(stream, container, limits)
-        starts_s = window_starts(duration_s)
+        starts_s, meter = window_starts(duration_s), LevelMeter()
         if duration_s < CLIP_S:
-            clips = repeat_pad(_samples(stream, 0, max(1, int(duration_s * SAMPLE_RATE)), duration_s))[None]
+            clips = repeat_pad(_samples(stream, 0, max(1, int(duration_s * SAMPLE_RATE)), duration_s, meter))[None]
         else:
             clips = np.empty((len(starts_s), CLIP_SAMPLES), dtype=np.float32)
             for clip, start_s in zip(clips, starts_s, strict=True):
-                clip[:] = _samples(stream, round(start_s * SAMPLE_RATE), CLIP_SAMPLES, duration_s)
+                clip[:] = _samples(stream, round(start_s * SAMPLE_RATE), CLIP_SAMPLES, duration_s, meter)
         _check_loudness(clips, limits)
-        return Recording(clips, duration_s, container, stream.codec, stream.rate, starts_s)
+        levels = (meter.peak, meter.clipped)
+        return Recording(clips, duration_s, container, stream.codec, stream.rate, starts_s, *levels)
 
 
 def decode_span(
@@ -126,7 +135,7 @@ def decode_span(
             start_s = max(0.0, (duration_s - seconds) / 2)
         first = round(start_s * SAMPLE_RATE)
         count = min(round(seconds * SAMPLE_RATE), int(duration_s * SAMPLE_RATE) - first)
-        return _samples(stream, first, max(0, count), duration_s)
+        return _samples(stream, first, max(0, count), duration_s, LevelMeter())
 
 
 @contextmanager
@@ -136,6 +145,7 @@ def _decoding(source: bytes | Path | BinaryIO, limits: AudioLimits) -> Iterator[
         try:
             container = sniff(file)
             check_whole(file, container)
+            check_tags(file, container)
             if container == "mp3" or container == "aac":
                 stream: Stream = _bare(file, container, limits)
             else:
@@ -214,7 +224,7 @@ def _checked_end(stream: Stream, container: Container, claimed_s: float) -> floa
     return end_s
 
 
-def _samples(stream: Stream, start: int, count: int, duration_s: float) -> NDArray[np.float32]:
+def _samples(stream: Stream, start: int, count: int, duration_s: float, meter: LevelMeter) -> NDArray[np.float32]:
     """`count` mono samples at 48 kHz from sample `start` (at 48 kHz) on, exact to the sample."""
     if count == 0:
         return np.zeros(0, dtype=np.float32)
@@ -226,6 +236,7 @@ def _samples(stream: Stream, start: int, count: int, duration_s: float) -> NDArr
     if span.known.mean() < 1 - _MISSING:
         where = f"between {first / stream.rate:.1f} and {last / stream.rate:.1f} s"
         raise AudioError(f"only {span.known.mean():.0%} of the sound {where} can be decoded; export it again")
+    meter.add(span, stream.rate * span.scale)
     resampled = _resample(np.clip(span.samples, -1, 1, out=span.samples), stream.rate * span.scale)
     skip = start - first * SAMPLE_RATE // stream.rate
     samples = resampled[skip : skip + count]

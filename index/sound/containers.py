@@ -1,6 +1,7 @@
 """Containers of audio: which of the accepted ones a file is, and whether all of it is there. Decodes nothing."""
 
 import struct
+from collections.abc import Iterator
 from typing import BinaryIO, Literal
 
 from index.errors import DebutError
@@ -11,8 +12,9 @@ ACCEPTED = "WAV, FLAC, MP3, Ogg (Opus, Vorbis), M4A/MP4, AIFF or AAC"
 
 _UNKNOWN_SIZE = (0, 0xFFFFFFFF)  # what a writer that could not seek back leaves as a RIFF size
 _CHUNKS = 4096  # chunks of a WAV or AIFF file; honest ones have a dozen
-_BOXES = 1 << 16  # outer boxes of an MP4 file, and boxes of its index; one in fragments has two of the former a second
-_NESTED = frozenset([b"trak", b"mdia", b"minf", b"stbl", b"edts", b"udta", b"ilst", b"mvex"])
+_BOXES = 1 << 16  # outer boxes of an MP4 file: one in fragments has two a second
+_INDEX_BOXES = 1 << 14  # boxes of its index; tags are two to four each, and FFmpeg compares each with all before it
+_NESTED = frozenset([b"trak", b"mdia", b"minf", b"stbl", b"edts", b"udta", b"meta", b"ilst", b"----", b"mvex"])
 _DEPTH = 8  # boxes within boxes
 _LAST_PAGES = 2 * 65_307  # bytes: twice the largest Ogg page, so that a tag behind the last one is forgiven
 
@@ -88,27 +90,37 @@ def _by_magic(head: bytes, *, tagged: bool) -> Container | None:
     return None
 
 
-def _check_chunks(file: BinaryIO, order: Literal["little", "big"]) -> None:
-    """Walk the chunks of a RIFF or AIFF file; the one that holds the samples must lie within the file."""
-    size, at, real_size, found = file_size(file), 12, 0, False
+def chunks(file: BinaryIO, order: Literal["little", "big"]) -> Iterator[tuple[bytes, int, int]]:
+    """The chunks of a RIFF or AIFF file: name, where its bytes are and how many it claims; -1: to the end of the file.
+
+    Raises AudioError for a file of too many.
+    """
+    at, real_size, found = 12, 0, False
     for _ in range(_CHUNKS):
         head = read_at(file, at, 8)
         if len(head) < 8:
-            break
+            return
         name, length = head[:4], int.from_bytes(head[4:], order)
         if name == b"ds64":  # RF64: sizes over 4 GiB stand here
             real_size = int.from_bytes(read_at(file, at + 16, 8), "little")
+        if name == b"data" and length in _UNKNOWN_SIZE and not found:
+            length = real_size or -1
+        found |= name == b"data"
+        yield name, at + 8, length
+        if length < 0:
+            return
+        at += 8 + length + length % 2
+    raise AudioError(f"the file consists of over {_CHUNKS:,} chunks; export the recording again")
+
+
+def _check_chunks(file: BinaryIO, order: Literal["little", "big"]) -> None:
+    """The first chunk of samples must lie within the file."""
+    size, found = file_size(file), False
+    for name, at, length in chunks(file, order):
         if name in (b"data", b"SSND") and not found:
             found = True
-            if name == b"data" and length in _UNKNOWN_SIZE:
-                if real_size == 0:
-                    break  # to the end of the file
-                length = real_size
-            if at + 8 + length > size:
-                raise truncated(f"its header claims {length:,} bytes of sound and {size - at - 8:,} are there")
-        at += 8 + length + length % 2
-    else:
-        raise AudioError(f"the file consists of over {_CHUNKS:,} chunks; export the recording again")
+            if at + length > size:
+                raise truncated(f"its header claims {length:,} bytes of sound and {size - at:,} are there")
     if not found:
         raise truncated("its header names no chunk of samples before the file ends")
 
@@ -123,11 +135,11 @@ def _check_boxes(file: BinaryIO) -> None:
         if at + length > size:
             raise truncated(f"its {name.decode('latin-1')} box claims {length:,} bytes and {size - at:,} are there")
         if name == b"moov" and name not in names:
-            _check_index(file, at + body, at + length, _BOXES)
+            _check_index(file, at + body, at + length, _INDEX_BOXES)
         names.add(name)
         at += length
     else:
-        raise _too_many_boxes()
+        raise _too_many_boxes(_BOXES)
     if b"moov" not in names:
         raise truncated("its index (the moov box) is missing")
 
@@ -140,13 +152,15 @@ def _check_index(file: BinaryIO, at: int, end: int, left: int, depth: int = 1) -
             break
         left -= 1
         if left < 0:
-            raise _too_many_boxes()
+            raise _too_many_boxes(_INDEX_BOXES)
         if name == b"cmov":
             raise AudioError("the mp4 file's index is compressed, as nothing writes it any more; export it again")
         if name == b"stsz":  # FFmpeg makes room for as many samples as are claimed
             each, count = struct.unpack(">II", read_at(file, at + body + 4, 8).ljust(8, b"\0"))
             if count * (each or 4) > file_size(file):
                 raise truncated(f"its index claims {count:,} pieces of sound, more than the file can hold")
+        if name == b"meta" and read_at(file, at + body, 4) == bytes(4):  # its version; QuickTime's has none
+            body += 4
         if name in _NESTED and depth < _DEPTH:
             left = _check_index(file, at + body, min(end, at + length), left, depth + 1)
         at += length
@@ -166,8 +180,8 @@ def _box(file: BinaryIO, at: int, end: int) -> tuple[bytes, int, int]:
     return head[4:8], body, length
 
 
-def _too_many_boxes() -> AudioError:
-    return AudioError(f"the mp4 file consists of over {_BOXES:,} boxes; export the recording again")
+def _too_many_boxes(most: int) -> AudioError:
+    return AudioError(f"the mp4 file, or its index, consists of over {most:,} boxes; export the recording again")
 
 
 def _check_last_page(file: BinaryIO) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, Protocol
 
@@ -10,10 +9,10 @@ import av
 import numpy as np
 from av.audio.codeccontext import AudioCodecContext
 from av.audio.frame import AudioFrame
-from numpy.typing import NDArray
 
 from index.sound.containers import AudioError, Container
 from index.sound.mpegframes import FrameTable, read_at
+from index.sound.samples import Span
 
 if TYPE_CHECKING:  # generic in PyAV's stubs only
     AnyPacket = av.Packet[Any]
@@ -31,15 +30,6 @@ _JITTER_S = 0.003  # a time stamp this near to the end of the last frame continu
 _EXTRA_S = 20.0  # sound decoded for a span beyond its length, before its time stamps count as broken
 _BEHIND_S = 1.0  # packets this far behind a span are not its own, however few of its own there were
 _PACKETS = 1_000_000  # packets read at once, a second or two; 4 h of FLAC in small blocks are half of it
-
-# PyAV's sample formats, planar or not -> NumPy type, and full scale
-_FORMATS = {
-    "u8": ("u1", 2.0**7),
-    "s16": ("i2", 2.0**15),
-    "s32": ("i4", 2.0**31),
-    "flt": ("f4", 1.0),
-    "dbl": ("f8", 1.0),
-}
 
 
 class Stream(Protocol):
@@ -165,25 +155,6 @@ class DemuxedStream:
             yield packet
 
 
-@dataclass(slots=True)
-class Span:
-    """Mono samples f32 [count * scale]; `known` marks those that were decoded, the others are zero.
-
-    `scale` is decoded rate / declared rate: 2 for AAC with SBR, else 1.
-    """
-
-    samples: NDArray[np.float32]
-    known: NDArray[np.bool_]
-    scale: int
-
-    def place(self, at: int, mono: NDArray[np.float32]) -> None:
-        """Put `mono` at sample `at`; what does not fit is left out."""
-        low, high = max(0, at), min(len(self.samples), at + len(mono))
-        if low < high:
-            self.samples[low:high] = mono[low - at : high - at]
-            self.known[low:high] = True
-
-
 def read_span(stream: Stream, first: int, count: int) -> Span:
     """Decode samples `first` to `first + count` of the stream (in declared samples), channels averaged.
 
@@ -191,18 +162,18 @@ def read_span(stream: Stream, first: int, count: int) -> Span:
     length and 20 s more whatever the time stamps say: a forged file costs no more than an honest one.
     Raises AudioError when the sample rate changes within the span, or samples are not numbers.
     """
-    span = _silence(count, 1)
+    span = Span.silent(count, 1)
     end: int | None = None  # of the last frame, in decoded samples
     budget = count + round(_EXTRA_S * stream.rate)
     for frame in _frames(stream, first, first + count):
         if frame.sample_rate != stream.rate * span.scale:
             if span.known.any() or frame.sample_rate not in (stream.rate, stream.rate * 2):
                 raise AudioError(f"the sample rate changes to {frame.sample_rate} Hz; export the recording again")
-            span, end = _silence(count, frame.sample_rate // stream.rate), None
+            span, end = Span.silent(count, frame.sample_rate // stream.rate), None
         at = _position(frame, stream.base, end)
         if at is None:
             continue
-        span.place(at - first * span.scale, _mono(frame))
+        span.place(at - first * span.scale, frame)
         end = at + frame.samples
         budget -= frame.samples // span.scale
         if end >= (first + count) * span.scale or budget < 0:
@@ -249,28 +220,6 @@ def _position(frame: AudioFrame, base: Fraction, end: int | None) -> int | None:
     unit = base.denominator
     at = (2 * frame.pts * base.numerator * frame.sample_rate + unit) // (2 * unit)  # rounded
     return end if end is not None and abs(at - end) <= _JITTER_S * frame.sample_rate else at
-
-
-def _mono(frame: AudioFrame) -> NDArray[np.float32]:
-    """The mean of the channels, full scale 1."""
-    channels = frame.layout.nb_channels
-    kind, full_scale = _FORMATS[frame.format.name.removesuffix("p")]
-    if frame.format.is_planar:
-        parts = [np.frombuffer(memoryview(plane), kind, frame.samples) for plane in frame.planes]
-    else:
-        parts = list(np.frombuffer(memoryview(frame.planes[0]), kind, frame.samples * channels).reshape(-1, channels).T)
-    with np.errstate(all="ignore"):  # a float file may hold anything; `read_span` looks at the result
-        mono: NDArray[np.float32] = parts[0].astype(np.float32)
-        for part in parts[1:]:
-            mono += part
-        if kind == "u1":
-            mono -= 128 * channels
-        mono *= np.float32(1 / (full_scale * channels))
-    return mono
-
-
-def _silence(count: int, scale: int) -> Span:
-    return Span(np.zeros(count * scale, np.float32), np.zeros(count * scale, np.bool_), scale)
 
 
 def _refuse(url: str, *_: object) -> NoReturn:

@@ -21,6 +21,7 @@ from service.settings import Settings
 
 JOBS = 500  # files that one process decodes before a fresh one takes its place
 START_S = 60.0  # seconds that a process may take to start
+FRESH = 2  # processes started for one file that may end before they see it; the warm ones may all have ended long ago
 _ROOT = Path(__file__).resolve().parents[2]
 _KEPT = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "SYSTEMROOT")
 
@@ -71,6 +72,7 @@ class Decoding:
         with room_for_upload():
             file = audio.fileno()  # of a file without a name: what was held in memory goes there now
             audio.flush()
+        left = self._settings.decode_workers + FRESH
         while True:
             worker = self._take()
             try:
@@ -80,7 +82,8 @@ class Decoding:
                 raise
             except LostError as lost:
                 self._replace(worker, lost.reason)
-                if lost.reason == "unheard" and not self._closed:
+                left -= lost.reason == "unheard"
+                if lost.reason == "unheard" and left and not self._closed:
                     continue
                 log.warning("a decoding process was lost", reason=lost.reason, how=lost.how)
                 raise self._problem(lost) from None
@@ -151,6 +154,13 @@ class Decoding:
             return Problem("not_ready", "The service is being stopped.")
         if lost.reason == "start":
             return Problem("not_ready", "The process that decodes audio does not start; the service's log says why.")
+        if lost.reason == "unheard":
+            count = settings.decode_workers + FRESH
+            detail = (
+                f"The last {count} processes that decode audio ended before they were handed the recording; see what "
+                "ends them: often it is the system, short of memory."
+            )
+            return Problem("not_ready", detail)
         if lost.reason in ("time", "cpu"):
             detail = (
                 f"Decoding takes over {settings.decode_seconds:g} s, which is the limit; export the recording again."

@@ -30,8 +30,15 @@ class Heard:
     container: str
     codec: str
     sample_rate: int
+    peak: float
+    """The largest magnitude of a sample in any channel; 1 is full scale."""
+    clipped: float
+    """The part of the samples, 0 to 1, that were cut off at full scale."""
     features_s: float
     """Seconds that the log-mel took, of those that it all took."""
+
+
+_FACTS = ("duration_s", "container", "codec", "sample_rate", "peak", "clipped", "features_s")
 
 
 class NonsenseError(Exception):
@@ -55,7 +62,7 @@ def receive_request(line: socket.socket) -> tuple[BinaryIO, AudioLimits]:
 
 def send_heard(line: socket.socket, heard: Heard) -> None:
     """Answer with a decoded recording."""
-    head = {name: getattr(heard, name) for name in ("duration_s", "container", "codec", "sample_rate", "features_s")}
+    head = {name: getattr(heard, name) for name in _FACTS}
     say(line, {"outcome": "heard", "windows": len(heard.log_mel), **head})
     line.sendall(heard.log_mel.astype("<f4").tobytes())
 
@@ -93,12 +100,17 @@ def receive_heard(line: socket.socket, head: Mapping[str, Any], deadline: float)
     sample_rate, features_s = head.get("sample_rate"), head.get("features_s")
     if not isinstance(sample_rate, int) or not isinstance(features_s, float):
         raise NonsenseError("no rate or no time")
+    peak, clipped = head.get("peak"), head.get("clipped")
+    if not isinstance(peak, float) or not math.isfinite(peak) or peak < 0:
+        raise NonsenseError("a peak that cannot be")
+    if not isinstance(clipped, float) or not 0 <= clipped <= 1:
+        raise NonsenseError("a clipped part that cannot be")
     container, codec = text(head, "container"), text(head, "codec")
     data = _read(line, windows * FRAMES * MELS * 4, deadline)
     log_mel = np.frombuffer(data, "<f4").reshape(windows, FRAMES, MELS).astype(np.float32, copy=False)
     if not np.isfinite(log_mel).all():
         raise NonsenseError("features that are not numbers")
-    return Heard(log_mel, duration_s, container, codec, sample_rate, features_s)
+    return Heard(log_mel, duration_s, container, codec, sample_rate, peak, clipped, features_s)
 
 
 def text(head: Mapping[str, Any], name: str) -> str:

@@ -60,7 +60,7 @@ def _answer(line: socket.socket, file: BinaryIO, limits: AudioLimits) -> Callabl
     except Exception as error:  # a bug of ours: the service logs it
         broken = {"outcome": "broken", "detail": f"{type(error).__name__}: {error}"}
         return lambda: say(line, broken)
-    facts = (recording.container, recording.codec, recording.sample_rate)
+    facts = (recording.container, recording.codec, recording.sample_rate, recording.peak, recording.clipped)
     heard = Heard(mel, float(recording.duration_s), *facts, features_s)
     return lambda: send_heard(line, heard)
 

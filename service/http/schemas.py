@@ -325,6 +325,14 @@ class Quality(BaseModel):
     codec: str
     sample_rate: int
     silence: float = Field(description="Part of those windows, 0 to 1, in which there is nothing to hear.")
+    peak_dbfs: float = Field(
+        description="The largest sample of any channel in those windows, in dB; 0 is full scale, and what lossy "
+        "formats and floats decode to may be above it."
+    )
+    clipped: float = Field(
+        description="Part of the samples, 0 to 1, that are cut off: three or more in a row (above 48 kHz: as long) at "
+        "full scale or beyond, in any channel. 0 for what is just loud."
+    )
     near_duplicate: NearDuplicate | None = Field(
         description="The track that sounds most like this one, if it may be the same recording; it was taken in anyway."
     )

@@ -1,6 +1,7 @@
 """What an upload turned out to be, for its answer."""
 
 import dataclasses
+import math
 from typing import Any
 
 from index.sound.audio import CLIP_S
@@ -11,6 +12,7 @@ SILENT_DB = -60.0
 """A frame of the log-mel (10 ms) with no band above this is silent: noise of -69 dBFS has this much."""
 
 _FRAMES_A_SECOND = 100
+_LOWEST = 1e-5  # -100 dBFS, below which there is no peak to speak of
 
 
 def silence(heard: Heard) -> float:
@@ -34,5 +36,7 @@ def quality(heard: Heard, near: Near | None) -> dict[str, Any]:
         "codec": heard.codec,
         "sample_rate": heard.sample_rate,
         "silence": silence(heard),
+        "peak_dbfs": round(20 * math.log10(max(heard.peak, _LOWEST)), 2),
+        "clipped": round(heard.clipped, 6),
         "near_duplicate": near and dataclasses.asdict(near),
     }

@@ -61,6 +61,7 @@ def bombs(mp3: bytes, wav: bytes, aiff: bytes, m4a: bytes, flac: bytes, size: in
         "aiff chunks": aiff[:12] + b"JUNK\0\0\0\0" * (size // 8) + aiff[12:],
         "mp4 boxes": m4a + b"\0\0\0\x08free" * (size // 8),
         "mp4 boxes within": _box(b"ftyp", b"M4A ") + _box(b"moov", b"\0\0\0\x08free" * (size // 8)),
+        "flac texts": flac[:42] + flac_texts(size // 12) + flac[42:],
         "flac blocks": flac[:42] + b"\1\0\0\0" * (size // 4) + flac[42:],
         "false mp3 headers": mp3 + false_header * (size // 4),
         "mp3 of ff": mp3 + b"\xff" * size,
@@ -73,6 +74,14 @@ def riff_texts(count: int) -> bytes:
     keys = itertools.islice(itertools.product(range(65, 91), repeat=4), count)
     texts = b"INFO" + b"".join(bytes(key) + b"\2\0\0\0a\0" for key in keys)
     return b"LIST" + struct.pack("<I", len(texts)) + texts
+
+
+def flac_texts(count: int) -> bytes:
+    """A block of as many comments as it may hold, up to `count`, each under a key of its own."""
+    keys = itertools.islice(itertools.product(range(65, 91), repeat=4), min(count, 1_000_000))
+    texts = b"".join(b"\6\0\0\0" + bytes(key) + b"=a" for key in keys)
+    block = bytes(4) + struct.pack("<I", len(texts) // 10) + texts
+    return b"\4" + len(block).to_bytes(3, "big") + block
 
 
 def junk_between(mp3: bytes, every: int, junk: bytes, size: int) -> bytes:

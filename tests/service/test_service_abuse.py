@@ -158,7 +158,6 @@ def test_no_file_breaks_the_service(releases, tmp_path, recordings, count, bomb_
         assert all(gone(pid) for pid in watch.peaks.keys() - left)
         assert running.stop() == 0
     assert all(gone(pid) for pid in left)
-    assert codes["decode_failed"] >= (count >= 2000)  # there one bomb takes longer than it may
     assert min(codes["created"], codes["audio_truncated"], codes["audio_undecodable"]) > count / 50, codes
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from service_process import RunningService
-from service_uploads import ogg, tone, upload, wav
+from service_uploads import mp3, ogg, tone, upload, wav
 
 from index.sound.features import log_mel
 from service.decode.wire import Heard
@@ -210,6 +210,18 @@ class TestQuality:
             assert found.track_id != but
             assert nearest_sound(view, query, but, float(cosines.max()) + 1e-3) is None
 
+    def test_clipping_is_measured_on_the_file(self, client):
+        loud = quality(upload(client, wav(np.clip(6 * tone(2), -1, 1)), track_id="loud"))
+        assert loud.peak_dbfs == 0
+        assert 0.1 < loud.clipped < 1
+        decoded = quality(upload(client, mp3(np.clip(6 * tone(2), -1, 1)), track_id="lossy"))
+        assert 0 < decoded.peak_dbfs < 12
+        assert 0 < decoded.clipped < 1
+        full = quality(upload(client, wav(tone(2) / np.abs(tone(2)).max()), track_id="full"))
+        assert (full.peak_dbfs, full.clipped) == (0, 0)
+        quiet = quality(upload(client, wav(tone(2) / 300), track_id="quiet"))
+        assert -65 < quiet.peak_dbfs < -45
+
     def test_silence_is_counted_in_frames_and_padding_does_not_count(self):
         sound = tone(10)
         sound[5 * 48_000 :] = 0
@@ -223,7 +235,7 @@ class TestQuality:
 def heard(samples: np.ndarray, duration_s: float) -> Heard:
     clip = np.zeros(480_000, np.float32)
     clip[: len(samples)] = samples[:480_000]
-    return Heard(log_mel(clip[None]), duration_s, "wav", "pcm", 48_000, 0.0)
+    return Heard(log_mel(clip[None]), duration_s, "wav", "pcm", 48_000, 1.0, 0.0, 0.0)
 
 
 def quality(answer):

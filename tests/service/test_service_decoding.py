@@ -79,6 +79,7 @@ class TestHearing:
         np.testing.assert_allclose(heard.log_mel, log_mel(recording.clips), atol=1e-3)  # dB
         assert heard.duration_s == recording.duration_s
         assert (heard.container, heard.codec) == (recording.container, recording.codec)
+        assert (heard.peak, heard.clipped) == (recording.peak, recording.clipped)
         assert heard.sample_rate == recording.sample_rate
 
     def test_a_refusal_keeps_its_code_and_its_process(self, start):
@@ -194,6 +195,30 @@ class TestLimits:
         worker.process.wait()
         assert hear(decoding, ogg(tone(2))).codec == "opus"
         assert replaced(decoding, "unheard") == 1
+
+    def test_processes_that_end_before_they_hear_anything_are_not_tried_for_ever(self, start, monkeypatch):
+        """One that is there and deaf, and its successors; then the system is well again."""
+        popen, started = subprocess.Popen, []
+
+        def deaf(command, **more):
+            started.append(command)
+            script = (
+                "import socket, sys; from service.decode.wire import say\n"
+                "line = socket.socket(fileno=int(sys.argv[1]))\n"
+                "line.shutdown(socket.SHUT_RD)\n"
+                "say(line, {'outcome': 'ready'})\n"
+            )
+            return popen([sys.executable, "-c", script, *command[3:]], **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "Popen", deaf)
+            decoding = start(decode_workers=2)
+            with pytest.raises(Problem, match=r"The last 4 processes .* ended before") as caught:
+                hear(decoding, ogg(tone(2)))
+            assert (caught.value.code, caught.value.kind.status) == ("not_ready", 503)
+            assert replaced(decoding, "unheard") == 4
+            assert len(started) == 2 + 4
+        assert hear(decoding, ogg(tone(2))).codec == "opus"
 
 
 def instead_of_decode(code: str):
@@ -350,10 +375,12 @@ class TestWire:
         [
             {"windows": 4}, {"windows": 0}, {"windows": "1"}, {"windows": None}, {"duration_s": float("nan")},
             {"duration_s": -1.0}, {"duration_s": "1"}, {"codec": 5}, {"container": None}, {"sample_rate": "8000"},
+            {"peak": None}, {"peak": float("inf")}, {"peak": -0.5}, {"clipped": 1.5}, {"clipped": float("nan")},
         ],
     )  # fmt: skip
     def test_a_head_that_cannot_be(self, head):
         good = {"windows": 1, "duration_s": 10.0, "container": "wav", "codec": "flac", "sample_rate": 8000}
+        good |= {"peak": 0.5, "clipped": 0.0}
         ours, theirs = socket.socketpair()
         with ours, theirs:
             say(theirs, good | {"features_s": 0.1} | head)
@@ -388,6 +415,7 @@ class TestWire:
         data = np.full(FRAMES * MELS, np.nan, "<f4").tobytes()
         sent = threading.Thread(target=theirs.sendall, args=(data,))
         facts = {"windows": 1, "duration_s": 10.0, "container": "wav", "codec": "flac", "sample_rate": 8000}
+        facts |= {"peak": 0.5, "clipped": 0.0}
         with ours, theirs:
             sent.start()
             with pytest.raises(NonsenseError, match="not numbers"):
