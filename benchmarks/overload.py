@@ -5,6 +5,7 @@ is measured first: so many clients that it has no pause, each waiting for its an
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -40,9 +41,9 @@ def _measured(url: str, pid: int) -> list[Row]:
     as_answered(address, _kinds("warm"), CLIENTS, 3.0)
     calm = as_answered(address, _kinds("calm"), CLIENTS, SUSTAINED_S)
     rates = {kind: len(answers.accepted) / SUSTAINED_S for kind, answers in calm.items()}
-    before, began = resident(pid), time.perf_counter()
+    before, busy, began = resident(pid), processor_seconds(pid), time.perf_counter()
     crowded = at_rate(address, _kinds("crowd"), {k: TIMES * rate for k, rate in rates.items()}, OVERLOAD_S, CONNECTIONS)
-    seconds, after = time.perf_counter() - began, resident(pid)
+    seconds, busy, after = time.perf_counter() - began, processor_seconds(pid) - busy, resident(pid)
     rows: list[Row] = []
     for kind, answers in crowded.items():
         rows += _kind_rows(kind, calm[kind], answers, rates[kind], seconds)
@@ -52,6 +53,7 @@ def _measured(url: str, pid: int) -> list[Row]:
     assert _found(address, "t0")
     return [
         *rows,
+        ("processor time that the service had", f"{busy:.0f} s of {seconds:.0f} s"),
         ("memory, all processes, before / after", f"{before / 2**20:.0f} MiB / {after / 2**20:.0f} MiB"),
         ("acknowledged, and there afterwards", f"{len(ids)}, {len(ids) - len(lost)}"),
         ("a look-up when all is over", milliseconds(time.perf_counter() - began)),
@@ -102,6 +104,16 @@ def _found(address: tuple[str, int], track_id: str) -> bool:
 
 def resident(pid: int) -> int:
     """Return the bytes of memory of a process and its children."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    own = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
-    return own + sum(resident(int(child)) for child in children)
+    own = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return own + sum(resident(child) for child in _children(pid))
+
+
+def processor_seconds(pid: int) -> float:
+    """Return how long a process and its children have run: without that, other work on the machine looks like ours."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(processor_seconds(child) for child in _children(pid))
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
