@@ -1,37 +1,17 @@
-"""The wiring: settings -> release, ledger, pipeline -> routes."""
+"""The application: the service behind its routes, its gate and its errors."""
 
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 from typing import Any
 
-import structlog
 from fastapi import FastAPI
 
-from index.release.release import pointer
 from service.http import openapi, problems
-from service.http.idempotency import Answers
-from service.http.keys import KeyRing
-from service.http.limits import Queue
 from service.http.requests import RequestScope
 from service.http.security import Gate
-from service.ingest.ingest import Ingest
-from service.ingest.jobs import Jobs
-from service.ledger.ledger import Ledger, LedgerError
-from service.ledger.opening import open_ledger
-from service.ledger.probe import Probe
-from service.ledger.redis_streams import RedisLedger
-from service.metrics import Metrics
 from service.routes import audience, console, health, ingests, playlists, tracks
-from service.serving.follow import Follower
-from service.serving.serving import Current, Serving
-from service.serving.swap import Swapper, trim
+from service.service import VERSION, Service
 from service.settings import Settings
-
-VERSION = version("debut")
-
-log = structlog.get_logger("debut.app")
 
 # FastAPI would otherwise speak to whatever OpenTelemetry provider it finds, and set one up from the
 # environment.
@@ -42,70 +22,6 @@ _NO_TELEMETRY: Any = {
     "operation_spans": False,
     "auto_configure": False,
 }
-
-
-class Service:
-    """What the routes work with; `app.state.service`."""
-
-    def __init__(self, settings: Settings) -> None:
-        """Open release and ledger and bring the one to where the other says it is.
-
-        Raises DebutError (ReleaseError, LedgerError, ...) when it cannot be served. A full disk is no reason.
-        """
-        self.settings = settings
-        self.keys = KeyRing(settings.keys_file) if settings.keys_file else None
-        self.metrics = Metrics()
-        opened = pointer(settings.releases)  # before it is followed: what is published from here on is noticed
-        serving = Serving.open(settings)
-        self.ledger: Ledger = open_ledger(settings)
-        try:
-            _check(self.ledger)
-            reached = serving.replay(self.ledger)
-            trim(serving, self.ledger)
-        except BaseException:
-            self.ledger.close()
-            raise
-        self.probe = Probe(self.ledger)
-        self.current = Current(serving, reached)
-        self.ingest = Ingest(self.current, self.ledger, settings, self.metrics)
-        self.jobs, self.answers = Jobs(self.metrics), Answers()
-        self.swapper = Swapper(self.current, self.ledger, settings, self.metrics, opened)
-        self.follower = Follower(self.current, self.ledger) if isinstance(self.ledger, RedisLedger) else None
-        self.searches = ThreadPoolExecutor(settings.search_threads, thread_name_prefix="search")
-        self.search_queue = Queue(settings.search_queue)
-        self.metrics.watch(lambda: self.serving.collection.view(), lambda: len(self.ledger))
-        self.metrics.build.labels(VERSION).set(1)
-
-    @property
-    def serving(self) -> Serving:
-        """What is served now; a request asks once and answers from that alone."""
-        return self.current.serving
-
-    def start(self) -> None:
-        """Begin to look for other releases, and for what other replicas do."""
-        self.swapper.start()
-        if self.follower:
-            self.follower.start()
-
-    def close(self) -> None:
-        """Finish what is in hand and let go of threads and ledger."""
-        self.swapper.stop()
-        if self.follower:
-            self.follower.stop()
-        self.searches.shutdown()
-        self.ingest.close()
-        self.probe.close()
-        self.ledger.close()
-
-
-def _check(ledger: Ledger) -> None:
-    """Refuse to start on a ledger that cannot be written; on one without room, what is known is still good to ask."""
-    try:
-        ledger.check()
-    except LedgerError as error:
-        if error.code != "ledger_full":
-            raise
-        log.warning("nothing can be taken in until there is room", reason=error.detail)
 
 
 def create_app(settings: Settings) -> FastAPI:

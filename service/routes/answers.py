@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 from fastapi import Request
@@ -11,14 +11,12 @@ from starlette.responses import Response
 from index.collection import CollectionView
 from index.tracks.track import Track
 from service.http.problems import Problem
-
-if TYPE_CHECKING:
-    from service.app import Service
+from service.service import Service
 
 Result = TypeVar("Result")
 
 
-def service_of(request: Request) -> "Service":
+def service_of(request: Request) -> Service:
     """Return the service that answers `request`."""
     service: Service = request.app.state.service
     return service
@@ -29,7 +27,7 @@ def json_answer(content: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(content), status, media_type="application/json")
 
 
-async def searching(service: "Service", work: Callable[[], Result]) -> Result:
+async def searching(service: Service, work: Callable[[], Result]) -> Result:
     """Run a search in the threads meant for it, so that a long one does not hold up the other requests.
 
     Raises Problem `busy` when as many as DEBUT_SEARCH_QUEUE are in hand.

@@ -1,7 +1,7 @@
 """POST /ingest-track; GET /tracks, GET and DELETE /tracks/{track_id}."""
 
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import orjson
 import structlog
@@ -19,9 +19,7 @@ from service.ingest.jobs import Job
 from service.ingest.quality import quality
 from service.metrics import Stopwatch
 from service.routes.answers import json_answer, row_of, searching, service_of, track_document
-
-if TYPE_CHECKING:
-    from service.app import Service
+from service.service import Service
 
 router = APIRouter(tags=["tracks"])
 log = structlog.get_logger("debut.ingest")
@@ -149,7 +147,7 @@ async def ingest_track(request: Request) -> Response:
     return turn.answer.response()
 
 
-def _accept(service: "Service", upload: Upload, watch: Stopwatch, held: AsyncExitStack) -> Answer:
+def _accept(service: Service, upload: Upload, watch: Stopwatch, held: AsyncExitStack) -> Answer:
     """Take the upload, and what it holds, over from the request."""
 
     async def work() -> dict[str, Any]:
@@ -162,12 +160,12 @@ def _accept(service: "Service", upload: Upload, watch: Stopwatch, held: AsyncExi
     return Answer(orjson.dumps(job.document), 202, headers)
 
 
-def _answer(service: "Service", ingested: Ingested, upload: Upload, watch: Stopwatch) -> Answer:
+def _answer(service: Service, ingested: Ingested, upload: Upload, watch: Stopwatch) -> Answer:
     body = _response(service, ingested, upload, watch)
     return Answer(orjson.dumps(body), 200 if ingested.outcome == "unchanged" else 201)
 
 
-def _response(service: "Service", ingested: Ingested, upload: Upload, watch: Stopwatch) -> dict[str, Any]:
+def _response(service: Service, ingested: Ingested, upload: Upload, watch: Stopwatch) -> dict[str, Any]:
     """Note a track that was taken in; return schemas.IngestResponse as plain data."""
     freshness = watch.elapsed
     if ingested.outcome != "unchanged":
