@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from test_service_problems import JSON, OGG, assert_problem
 
 from service.app import create_app
-from service.http.schemas import _MARKS_IN_DISGUISE
+from service.http.values import _MARKS_IN_DISGUISE
 from service.settings import Settings
 
 
