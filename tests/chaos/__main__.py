@@ -24,7 +24,7 @@ def main() -> int:
     arguments = _arguments()
     seed = random.randrange(2**32) if arguments.seed is None else arguments.seed
     print(f"seed {seed}", flush=True)
-    release = _release(arguments.tracks, arguments.towers)
+    release = made_release(arguments.tracks, arguments.towers)
     kinds = ("sqlite", "redis") if arguments.ledger == "both" else (arguments.ledger,)
     wrong = False
     for kind in kinds:
@@ -55,7 +55,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _release(tracks: int, towers: str) -> Path:
+def made_release(tracks: int, towers: str) -> Path:
     """A releases folder, made the first time it is asked for."""
     root = RELEASES / f"{tracks}-{towers}"
     if not (root / "current").exists():

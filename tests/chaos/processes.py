@@ -1,7 +1,9 @@
 """The service's processes, started, waited for and killed; and how long each start took."""
 
+import contextlib
 import http.client
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -13,7 +15,11 @@ from typing import Any
 
 from tests.service.service_process import ROOT, environment
 
-START_S, STOP_S, POLL_S = 60.0, 30.0, 0.01
+START_S, STARVED_S, STOP_S = 60.0, 600.0, 60.0
+"""Longest start and stop, in seconds. A start that gets no processor is given STARVED_S."""
+LOOK_S, POLL_S = 10.0, 0.01
+"""How long one look waits for its answer, and the pause before the next."""
+PORTS = (20_000, 32_000)
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -36,9 +42,7 @@ class Server:
 
     def __init__(self, number: int, folder: Path, **settings: object) -> None:
         self.number, self._log = number, folder / f"service-{number}.log"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = _free_port()
         self.settings = {"port": self.port, "encoder_threads": 1, "log_level": "warning"} | settings
         self._process: subprocess.Popen[bytes] | None = None
         self._began = 0.0
@@ -50,7 +54,7 @@ class Server:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "service"],
                 cwd=ROOT,
-                env=environment(**self.settings) | {"OMP_NUM_THREADS": "1"},
+                env=environment(**self.settings) | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
@@ -63,13 +67,17 @@ class Server:
             if self._process.poll() is not None:
                 raise Broken(f"service {self.number} ended with {self._process.returncode} at its start: {self.log()}")
             try:
-                status, told = ask(self.port, "GET", "/readyz", timeout=START_S)
+                status, told = ask(self.port, "GET", "/readyz", timeout=LOOK_S)
             except OSError:
                 status, told = 0, {}
             if status == 200:
                 return Start(self.number, time.monotonic() - self._began, self._cpu_s(), told["tracks"])
-            if time.monotonic() - self._began > START_S:
-                raise Broken(f"service {self.number} is not ready after {START_S:.0f} s ({told}): {self.log()}")
+            waited, cpu_s = time.monotonic() - self._began, self._cpu_s()
+            if waited > START_S and (cpu_s > START_S / 6 or waited > STARVED_S):
+                used = f"{waited:.0f} s and {cpu_s:.1f} s of processor time"
+                self._process.send_signal(signal.SIGABRT)  # it writes where each of its threads is
+                self._process.wait(STOP_S)
+                raise Broken(f"service {self.number} is not ready after {used} ({told}): {self.log()}")
             time.sleep(POLL_S)
 
     def _cpu_s(self) -> float:
@@ -92,7 +100,16 @@ class Server:
 
     def log(self) -> str:
         """The end of what it wrote to stderr."""
-        return self._log.read_text(errors="replace")[-3000:] if self._log.exists() else ""
+        return self._log.read_text(errors="replace")[-6000:] if self._log.exists() else ""
+
+
+def _free_port() -> int:
+    """A port that is free and stays so while its server is down: not one of those that connections are given."""
+    while True:
+        port = random.randrange(*PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Fold:
