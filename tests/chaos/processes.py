@@ -117,7 +117,7 @@ class Fold:
 
     def __init__(self, folder: Path, **settings: object) -> None:
         self._log = folder / "fold.log"
-        self.killed = False
+        self.may_fail = False
         with self._log.open("wb") as log:
             command = [sys.executable, "-m", "service", "fold"]
             self._process = subprocess.Popen(command, cwd=ROOT, env=environment(**settings), stdout=log, stderr=log)
@@ -131,13 +131,13 @@ class Fold:
         """SIGKILL, if it is not done by now."""
         if self._process.poll() is None:
             self._process.kill()
-            self.killed = True
+            self.may_fail = True
 
     def wait(self) -> str:
         """Wait for its end and return what it said. Raises Broken when it failed and nobody killed it."""
         code = self._process.wait(300)
         said = self._log.read_text(errors="replace")[-3000:]
-        if code and not self.killed:
+        if code and not self.may_fail:
             raise Broken(f"the fold ended with {code}: {said}")
         return "killed" if code else said.strip().rpartition("\n")[2]
 

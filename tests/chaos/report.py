@@ -13,12 +13,13 @@ def summary(report: Report) -> str:
     """Figures of a run, a line each."""
     kills = Counter(kill.victims for kill in report.plan.kills)
     during = sum(len(kill.starting) for kill in report.plan.kills)
+    total = kills.total() + during
     answers = ", ".join(f"{count:,} x {name}" for name, count in sorted(report.counts.items(), key=lambda c: -c[1]))
     lines = [
         f"ledger: {report.ledger}; seed {report.plan.seed}; a release of {report.tracks:,} tracks",
         f"operations: {len(report.plan.operations):,} in {report.seconds:.0f} s: {answers}",
-        f"SIGKILL: {report.signals} processes ({', '.join(f'{n} x {who}' for who, n in kills.items())}; "
-        f"{during} of them in the midst of a start)",
+        f"SIGKILL: {total} times, {report.signals} processes: {', '.join(f'{n} x {who}' for who, n in kills.items())}, "
+        f"{during} x in the midst of a start",
         f"folds: {dict(Counter('killed' if said == 'killed' else 'done' for said in report.folds))}",
         f"audits: {len(report.audits)}, {statistics.median(report.audits):.2f} s in the median; "
         f"{report.looked:,} looks at tracks, {report.compared:,} scores compared, {report.exact:,} equal to the last "
