@@ -248,7 +248,7 @@ class Run:
     def _await_release(self, release_id: str) -> None:
         deadline = time.monotonic() + SWAP_S
         for server in self._servers:
-            while ask(server.port, "GET", "/")[1]["release"] != release_id:
+            while ask(server.port, "GET", "/readyz")[1].get("release") != release_id:
                 if time.monotonic() > deadline:
                     raise Broken(f"service {server.number} does not serve {release_id}: {server.log()}")
                 time.sleep(0.1)
