@@ -10,7 +10,7 @@ JOBS ?= 2
 # A file of tests stays in one process, with what it shares; a process of its own to each core, so one thread to each.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: help demo serve test test-all lint format bench bench-larp up verify-docker clean
+.PHONY: help demo serve test test-all lint format bench bench-larp chaos up verify-docker clean
 
 help:            ## list the verbs
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ bench: $(VENV)/ready  ## measure: ratios taken in one run
 
 bench-larp: $(VENV)/ready  ## LARP's ablation on five synthetic worlds, against chance and the best possible answer
 	@$(BIN)/python -m benchmarks.larp_world
+
+chaos: $(VENV)/ready  ## 20,000 random operations and 100 SIGKILLs for each ledger: nothing acknowledged is lost, or there twice
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos
 
 up:              ## Debut in containers, on 127.0.0.1:8000 (docs/deploy.md)
 	@$(CONTAINER_TOOL) compose up
