@@ -131,7 +131,7 @@ def publish(
     """
     _check_facts(facts)
     root.mkdir(parents=True, exist_ok=True)
-    with _staging(root) as staging:
+    with _staging(root) as (staging, lock):
         fill(staging)
         names = _names(staging)
         for name in names:
@@ -149,6 +149,7 @@ def publish(
                     f"{replacing} is not the current release of {root} any more, {now_current} is: do it again on that",
                     code="release_moved",
                 )
+            fcntl.flock(lock, fcntl.LOCK_UN)  # a service holds it (index.release.prune) as soon as `current` names it
             if not (root / manifest.id).exists():  # it exists when the same content is published twice in an instant
                 staging.rename(root / manifest.id)
             _point_current(root, manifest.id)
@@ -356,8 +357,8 @@ def _point_current(root: Path, release_id: str) -> None:
 
 
 @contextmanager
-def _staging(root: Path) -> Iterator[Path]:
-    """A locked folder to fill. It is gone afterwards, unless it was renamed meanwhile.
+def _staging(root: Path) -> Iterator[tuple[Path, int]]:
+    """A folder to fill, and the lock on it. It is gone afterwards, unless it was renamed meanwhile.
 
     The lock is on the folder itself and dies with the process: that is how others see whether it is
     abandoned.
@@ -369,7 +370,7 @@ def _staging(root: Path) -> Iterator[Path]:
         descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
-        yield staging
+        yield staging, descriptor
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         os.close(descriptor)
