@@ -142,7 +142,7 @@ def publish(
         manifest = _manifest(files, facts, now or datetime.now(UTC))
         _write_synced(staging / MANIFEST, _to_json(manifest))
         for folder in {staging, *(path.parent for path in (staging / name for name in files))}:
-            _sync_folder(folder)
+            sync_folder(folder)
         with locked(root):
             if replacing is not None and (now_current := current_id(root)) != replacing:
                 raise ReleaseError(
@@ -162,6 +162,8 @@ def activate(root: Path, release_id: str) -> Release:
         raise ReleaseError(f"{release_id!r} is not a release id", code="release_missing")
     release = Release.open(root / release_id)
     with locked(root):
+        if not (release.path / MANIFEST).is_file():  # verifying takes its time
+            raise ReleaseError(f"{release.path} is not there any more: it was pruned", code="release_missing")
         _point_current(root, release_id)
     return release
 
@@ -337,7 +339,8 @@ def _write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Have what was renamed, added or removed in a folder on disk before anything that comes after."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -353,7 +356,7 @@ def _point_current(root: Path, release_id: str) -> None:
     link = root / f"{_LINKING}{secrets.token_hex(8)}"
     link.symlink_to(release_id)
     os.replace(link, current)
-    _sync_folder(root)
+    sync_folder(root)
 
 
 @contextmanager

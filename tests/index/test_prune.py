@@ -70,15 +70,38 @@ def test_what_is_being_deleted_cannot_be_held(tmp_path):
             hold(tmp_path / ids[0])
 
 
+def test_what_is_pruned_while_it_is_verified_does_not_become_current(tmp_path, monkeypatch):
+    ids, real = made(tmp_path, 2), release._verify
+
+    def slowly(path, manifest):
+        real(path, manifest)
+        prune(tmp_path, 0, delete=True)
+
+    monkeypatch.setattr(release, "_verify", slowly)
+    with pytest.raises(ReleaseError, match="it was pruned") as caught:
+        activate(tmp_path, ids[0])
+    assert caught.value.code == "release_missing"
+    assert current_id(tmp_path) == ids[1]
+
+
+def test_new_names_are_on_disk_before_any_file_goes(tmp_path, monkeypatch):
+    made(tmp_path, 3)
+    steps, sync, remove = [], module.sync_folder, module.shutil.rmtree
+    monkeypatch.setattr(module, "sync_folder", lambda path: steps.append("sync") or sync(path))
+    monkeypatch.setattr(module.shutil, "rmtree", lambda *given, **more: steps.append("files") or remove(*given, **more))
+    prune(tmp_path, 0, delete=True)
+    assert steps == ["sync", "files", "files"]
+
+
 def test_a_release_can_be_held_from_the_instant_that_it_is_current(tmp_path, monkeypatch):
-    real, held = release._sync_folder, []
+    real, held = release.sync_folder, []
 
     def at_that_instant(folder):
         if folder == tmp_path:  # `current` names it, and its publisher is not done yet
             held.append(hold((tmp_path / "current").resolve()))
         real(folder)
 
-    monkeypatch.setattr(release, "_sync_folder", at_that_instant)
+    monkeypatch.setattr(release, "sync_folder", at_that_instant)
     made(tmp_path, 1)
     os.close(*held)
 

@@ -307,7 +307,7 @@ if place == "fill":
     fill = lambda folder: ((folder / "half").write_bytes(b"half"), stop())
 else:
     fill = lambda folder: (folder / "whole").write_bytes(b"whole")
-    target = {"manifest": "_write_synced", "sync": "_sync_folder", "rename": "_point_current"}.get(place)
+    target = {"manifest": "_write_synced", "sync": "sync_folder", "rename": "_point_current"}.get(place)
     if target:
         setattr(release, target, stop)
     else:
