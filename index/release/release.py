@@ -150,9 +150,14 @@ def publish(
                     code="release_moved",
                 )
             fcntl.flock(lock, fcntl.LOCK_UN)  # a service holds it (index.release.prune) as soon as `current` names it
-            if not (root / manifest.id).exists():  # it exists when the same content is published twice in an instant
+            if fresh := not (root / manifest.id).exists():  # else the same content was published in the same instant
                 staging.rename(root / manifest.id)
-            _point_current(root, manifest.id)
+            try:
+                _point_current(root, manifest.id)
+            except BaseException:
+                if fresh and current_id(root) != manifest.id:  # no room for the link: nothing stays
+                    (root / manifest.id).rename(staging)
+                raise
     return Release(root / manifest.id, manifest)
 
 
