@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from index.release.release import MANIFEST, PRUNED, ReleaseError, current_id, is_id, locked
+from index.release.release import MANIFEST, PRUNED, ReleaseError, current_id, is_id, locked, sync_folder
 
 
 class Pruned(NamedTuple):
@@ -66,6 +66,7 @@ def prune(root: Path, keep: int, *, delete: bool) -> list[Pruned]:
                 if delete and unused:
                     (root / name).rename(root / f"{PRUNED}{name}")
     if delete:
+        sync_folder(root)  # a release that lost files must not have its name again after a power cut
         for path in root.glob(f"{PRUNED}*"):
             shutil.rmtree(path, ignore_errors=True)
     return found

@@ -131,7 +131,7 @@ def publish(
     """
     _check_facts(facts)
     root.mkdir(parents=True, exist_ok=True)
-    with _staging(root) as staging:
+    with _staging(root) as (staging, lock):
         fill(staging)
         names = _names(staging)
         for name in names:
@@ -142,16 +142,22 @@ def publish(
         manifest = _manifest(files, facts, now or datetime.now(UTC))
         _write_synced(staging / MANIFEST, _to_json(manifest))
         for folder in {staging, *(path.parent for path in (staging / name for name in files))}:
-            _sync_folder(folder)
+            sync_folder(folder)
         with locked(root):
             if replacing is not None and (now_current := current_id(root)) != replacing:
                 raise ReleaseError(
                     f"{replacing} is not the current release of {root} any more, {now_current} is: do it again on that",
                     code="release_moved",
                 )
-            if not (root / manifest.id).exists():  # it exists when the same content is published twice in an instant
+            fcntl.flock(lock, fcntl.LOCK_UN)  # a service holds it (index.release.prune) as soon as `current` names it
+            if fresh := not (root / manifest.id).exists():  # else the same content was published in the same instant
                 staging.rename(root / manifest.id)
-            _point_current(root, manifest.id)
+            try:
+                _point_current(root, manifest.id)
+            except BaseException:
+                if fresh and current_id(root) != manifest.id:  # no room for the link: nothing stays
+                    (root / manifest.id).rename(staging)
+                raise
     return Release(root / manifest.id, manifest)
 
 
@@ -161,6 +167,8 @@ def activate(root: Path, release_id: str) -> Release:
         raise ReleaseError(f"{release_id!r} is not a release id", code="release_missing")
     release = Release.open(root / release_id)
     with locked(root):
+        if not (release.path / MANIFEST).is_file():  # verifying takes its time
+            raise ReleaseError(f"{release.path} is not there any more: it was pruned", code="release_missing")
         _point_current(root, release_id)
     return release
 
@@ -336,7 +344,8 @@ def _write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Have what was renamed, added or removed in a folder on disk before anything that comes after."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -352,12 +361,12 @@ def _point_current(root: Path, release_id: str) -> None:
     link = root / f"{_LINKING}{secrets.token_hex(8)}"
     link.symlink_to(release_id)
     os.replace(link, current)
-    _sync_folder(root)
+    sync_folder(root)
 
 
 @contextmanager
-def _staging(root: Path) -> Iterator[Path]:
-    """A locked folder to fill. It is gone afterwards, unless it was renamed meanwhile.
+def _staging(root: Path) -> Iterator[tuple[Path, int]]:
+    """A folder to fill, and the lock on it. It is gone afterwards, unless it was renamed meanwhile.
 
     The lock is on the folder itself and dies with the process: that is how others see whether it is
     abandoned.
@@ -369,7 +378,7 @@ def _staging(root: Path) -> Iterator[Path]:
         descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
-        yield staging
+        yield staging, descriptor
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         os.close(descriptor)

@@ -121,6 +121,13 @@ def problem_of(error: DebutError) -> Problem:
     return Problem(code, error.detail, setting=_SETTING_OF.get(code))
 
 
+def out_of_memory() -> Problem:
+    """Return the problem that a MemoryError amounts to."""
+    return Problem(
+        "out_of_memory", "The service ran short of memory; nothing was changed that you can see: try again soon."
+    )
+
+
 def invalid(errors: Sequence[Mapping[str, Any]], where: str = "") -> Problem:
     """Return an `invalid_request` problem from pydantic's list of errors, naming each field.
 
@@ -183,9 +190,7 @@ def _as_problem(request: Request, error: Exception) -> Problem:
         return problem_of(error)
     if isinstance(error, MemoryError):
         log.error("out of memory", path=request.url.path)
-        return Problem(
-            "out_of_memory", "The service ran short of memory; nothing was changed that you can see: try again soon."
-        )
+        return out_of_memory()
     if isinstance(error, RequestValidationError):
         return invalid(error.errors())
     assert isinstance(error, HTTPException)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import structlog
 
 from index.errors import DebutError
-from service.http.problems import Problem, document, problem_of
+from service.http.problems import Problem, document, out_of_memory, problem_of
 from service.metrics import Metrics, Stopwatch
 
 KEPT = 1000
@@ -96,6 +96,9 @@ class Jobs:
                 job.problem = problem
             except DebutError as error:
                 job.problem = _problem_of(error)
+            except MemoryError:
+                log.error("out of memory", ingest=job.id)
+                job.problem = out_of_memory()
             except asyncio.CancelledError:
                 job.problem = Problem("not_ready", "The service was stopped; send the track again.")
                 raise

@@ -23,8 +23,12 @@ def addresses(host: str, port: int) -> list[str]:
     with _lock:
         found = _asked.get((host, port))
         if found is None:
-            found = _asked[host, port] = Future()
-            threading.Thread(target=_look_up, args=(host, port, found), name="resolve", daemon=True).start()
+            found = Future()
+            try:
+                threading.Thread(target=_look_up, args=(host, port, found), name="resolve", daemon=True).start()
+            except RuntimeError as error:
+                raise OSError(f"no thread for the look-up of {host}: {error}") from None
+            _asked[host, port] = found
     try:
         return found.result(RESOLVE_S)
     except TimeoutError:

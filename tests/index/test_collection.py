@@ -269,6 +269,15 @@ def state(view: CollectionView) -> tuple:
     return found, spaces, [part.tobytes() for part in view.parts(rows)], masks, view.catalogue.search("title", 200)
 
 
+def added(collection: Collection, track: Track, rng) -> None:
+    """Add a track, and find the very vectors that were given."""
+    vectors, matching = embedded(rng), unit(rng, 8)
+    row = collection.add(track, vectors, matching)
+    found = *collection.parts([row]), collection.continuation.vectors([row]), collection.matching.vectors([row])
+    for one, given in zip(found, (vectors.audio, vectors.text, vectors.continuation, matching), strict=True):
+        np.testing.assert_array_equal(one[0], given)
+
+
 @pytest.mark.parametrize("for_good", [False, True])
 def test_without_memory_an_add_or_remove_changes_nothing(folder, rng, monkeypatch, for_good):
     """Every allocation fails once, for a new track, one that replaces, and one that is removed."""
@@ -277,9 +286,9 @@ def test_without_memory_an_add_or_remove_changes_nothing(folder, rng, monkeypatc
     new, known, fresh = (Track(name, title="Title", language="en", genres=("folk",)) for name in ("new", "t3", "fresh"))
     collection.add(fresh, embedded(rng), unit(rng, 8))
     changes = {
-        "new": lambda: collection.add(new, embedded(rng), unit(rng, 8)),
-        "replaces the release's": lambda: collection.add(known, embedded(rng), unit(rng, 8)),
-        "replaces a fresh one": lambda: collection.add(fresh, embedded(rng), unit(rng, 8)),
+        "new": lambda: added(collection, new, rng),
+        "replaces the release's": lambda: added(collection, known, rng),
+        "replaces a fresh one": lambda: added(collection, fresh, rng),
         "removes the release's": lambda: collection.remove("t5"),
         "removes a fresh one": lambda: collection.remove("fresh"),
     }
@@ -293,10 +302,11 @@ def test_without_memory_an_add_or_remove_changes_nothing(folder, rng, monkeypatc
                 allocations.expect(0)
                 assert collection.view() is view, (name, number)
                 assert state(view) == before, (name, number)
-                if number % 2:  # another track comes before the next try
-                    other = Track(f"other {name} {number}", title="Title", genres=("folk",))
-                    collection.add(other, embedded(rng), unit(rng, 8))
-                    check(collection.view())
+                if number % 2:  # another track comes, or goes, before the next try
+                    added(collection, Track(f"other {name} {number}", title="Title", genres=("folk",)), rng)
+                else:
+                    assert collection.remove(f"other {name} {number - 1}")
+                check(collection.view())
             else:
                 allocations.expect(0)
                 break

@@ -8,6 +8,7 @@ import pytest
 
 from index.__main__ import main
 from index.release import prune as module
+from index.release import release
 from index.release.prune import hold, prune
 from index.release.release import Release, ReleaseError, activate, current_id, publish
 
@@ -69,6 +70,42 @@ def test_what_is_being_deleted_cannot_be_held(tmp_path):
             hold(tmp_path / ids[0])
 
 
+def test_what_is_pruned_while_it_is_verified_does_not_become_current(tmp_path, monkeypatch):
+    ids, real = made(tmp_path, 2), release._verify
+
+    def slowly(path, manifest):
+        real(path, manifest)
+        prune(tmp_path, 0, delete=True)
+
+    monkeypatch.setattr(release, "_verify", slowly)
+    with pytest.raises(ReleaseError, match="it was pruned") as caught:
+        activate(tmp_path, ids[0])
+    assert caught.value.code == "release_missing"
+    assert current_id(tmp_path) == ids[1]
+
+
+def test_new_names_are_on_disk_before_any_file_goes(tmp_path, monkeypatch):
+    made(tmp_path, 3)
+    steps, sync, remove = [], module.sync_folder, module.shutil.rmtree
+    monkeypatch.setattr(module, "sync_folder", lambda path: steps.append("sync") or sync(path))
+    monkeypatch.setattr(module.shutil, "rmtree", lambda *given, **more: steps.append("files") or remove(*given, **more))
+    prune(tmp_path, 0, delete=True)
+    assert steps == ["sync", "files", "files"]
+
+
+def test_a_release_can_be_held_from_the_instant_that_it_is_current(tmp_path, monkeypatch):
+    real, held = release.sync_folder, []
+
+    def at_that_instant(folder):
+        if folder == tmp_path:  # `current` names it, and its publisher is not done yet
+            held.append(hold((tmp_path / "current").resolve()))
+        real(folder)
+
+    monkeypatch.setattr(release, "sync_folder", at_that_instant)
+    made(tmp_path, 1)
+    os.close(*held)
+
+
 def test_a_kill_in_the_midst_leaves_no_release_in_part(tmp_path, monkeypatch):
     ids = made(tmp_path, 3)
     real, steps = module.shutil.rmtree, []
@@ -83,8 +120,8 @@ def test_a_kill_in_the_midst_leaves_no_release_in_part(tmp_path, monkeypatch):
         prune(tmp_path, 0, delete=True)
     monkeypatch.setattr(module.shutil, "rmtree", real)
     assert len(steps) == 1
-    for release in tmp_path.glob("2026*"):
-        Release.open(release)
+    for path in tmp_path.glob("2026*"):
+        Release.open(path)
     assert Release.open(tmp_path).id == ids[2]
     publish(tmp_path, lambda folder: (folder / "data").write_bytes(b"new"), facts={})
     assert not list(tmp_path.glob(".pruned-*"))

@@ -117,6 +117,32 @@ class TestPublish:
             publish(root, fill, facts={})
         assert (root / CURRENT).is_dir()
 
+    def test_no_room_for_the_link_leaves_nothing(self, root, monkeypatch):
+        former = publish(root, fill, facts={})
+
+        def no_room(*_):
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "symlink_to", no_room)
+            with pytest.raises(OSError, match="No space"):
+                publish(root, fill, facts={"another": 1})
+        assert {path.name for path in root.iterdir()} == {".lock", CURRENT, former.id}
+        assert Release.open(root).id == former.id
+
+    def test_what_is_current_stays_whatever_fails_afterwards(self, root, monkeypatch):
+        real = release_module.sync_folder
+
+        def failing(folder):
+            if folder == root:
+                raise OSError(5, "Input/output error")
+            real(folder)
+
+        monkeypatch.setattr(release_module, "sync_folder", failing)
+        with pytest.raises(OSError, match="Input/output"):
+            publish(root, fill, facts={})
+        Release.open(root)
+
     def test_many_at_once(self, root):
         published, errors = [], []
 
@@ -307,7 +333,7 @@ if place == "fill":
     fill = lambda folder: ((folder / "half").write_bytes(b"half"), stop())
 else:
     fill = lambda folder: (folder / "whole").write_bytes(b"whole")
-    target = {"manifest": "_write_synced", "sync": "_sync_folder", "rename": "_point_current"}.get(place)
+    target = {"manifest": "_write_synced", "sync": "sync_folder", "rename": "_point_current"}.get(place)
     if target:
         setattr(release, target, stop)
     else:

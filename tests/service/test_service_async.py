@@ -77,6 +77,14 @@ class TestRespondAsync:
         assert status.problem.code == "internal"
         assert "secret" not in status.problem.detail
 
+    def test_memory_that_runs_out_is_told_as_in_an_answer(self, client, clip, monkeypatch):
+        def short(*_):
+            raise MemoryError
+
+        monkeypatch.setattr("service.ingest.ingest.Ingest._add", short)
+        status = over(client, send(client, clip, ASYNC).headers["location"])
+        assert (status.problem.code, status.problem.status) == ("out_of_memory", 503)
+
     def test_the_queue_is_bounded_and_states_are_told(self, serve, settings, clip, monkeypatch):
         from service.decode.pool import Decoding
 

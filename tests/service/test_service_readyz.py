@@ -168,6 +168,17 @@ def test_a_name_that_is_not_known_is_a_sentence():
         RedisLedger("redis://debut.invalid:6379/0")
 
 
+def test_a_look_up_that_found_no_thread_is_tried_again(monkeypatch):
+    def none_left(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        with pytest.raises(OSError, match="no thread for the look-up of localhost"):
+            names.addresses("localhost", 1)
+    assert "127.0.0.1" in names.addresses("localhost", 1)
+
+
 def test_tls_asks_for_the_certificate_of_the_name(monkeypatch):
     ledger_names = []
 

@@ -238,6 +238,10 @@ def test_without_vectors_of_the_recommenders_kind_others_are_named(client, clip,
     answer = ask(client, ["mute", ids[0]], recommender="text", k=500)
     assert answer["unknown_seeds"] == ["mute"]
     assert "mute" not in {track["track_id"] for track in answer["tracks"]}
+    avoiding = ask(client, ids[:1], recommender="text", negatives=["mute"], k=5)
+    assert avoiding["unknown_seeds"] == ["mute"]
+    plain = ask(client, ids[:1], recommender="text", k=5)
+    assert avoiding["tracks"] == plain["tracks"]
 
 
 def test_an_unknown_recommender_is_refused_with_the_names_of_those_there_are(client, ids):
