@@ -68,7 +68,7 @@ function keys() {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     whileOff(form.querySelector("button"), async () => {
-      useKey(form.elements.key.value.trim());
+      useKey(form.elements.key.value.replace(/[^!-~]/g, "")); // what was copied along with it fits no header
       form.reset();
       form.hidden = true;
     });
