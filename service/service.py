@@ -32,7 +32,8 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         """Open release and ledger and bring the one to where the other says it is.
 
-        Raises DebutError (ReleaseError, LedgerError, ...) when it cannot be served. A full disk is no reason.
+        Raises DebutError (ReleaseError, LedgerError, ...) when it cannot be served. A ledger that can be read and not
+        written (a full disk, a Redis out of memory) is no reason.
         """
         self.settings = settings
         self.keys = KeyRing(settings.keys_file) if settings.keys_file else None
@@ -81,10 +82,10 @@ class Service:
 
 
 def _check(ledger: Ledger) -> None:
-    """Refuse to start on a ledger that cannot be written; on one without room, what is known is still good to ask."""
+    """Refuse to start on a ledger that cannot be written; on one that takes nothing in, what it has can be asked."""
     try:
         ledger.check()
     except LedgerError as error:
-        if error.code != "ledger_full":
+        if not error.readable:
             raise
-        log.warning("nothing can be taken in until there is room", reason=error.detail)
+        log.warning("nothing can be taken in until the ledger can be written", reason=error.detail)

@@ -132,7 +132,14 @@ class Sender:
                 pause = wait
             else:
                 _refuse_stranger(answer)
-                if answer.status_code not in BUSY or time.monotonic() > deadline:
+                full = _json(answer).get("code") == "ledger_full"  # no recording can be taken in, whichever it is
+                if full and time.monotonic() > deadline:
+                    raise ServiceError(
+                        f"The disk of the service at {self._url} stays full: make room there; the same command goes on "
+                        "from here.",
+                        code="ledger_full",
+                    )
+                if not full and (answer.status_code not in BUSY or time.monotonic() > deadline):
                     return answer
                 pause = max(_retry_after(answer), wait / 4)
             wait = min(wait * 2, LONGEST_WAIT_S / 2)

@@ -66,8 +66,8 @@ export function upload(file, metadata, progress) {
 
 function read(status, type, text, retryAfter) {
   if (status >= 200 && status < 300) return type.includes("json") ? JSON.parse(text) : text;
-  let problem = { detail: `The service answered ${status}.`, code: "unknown" };
-  if (type.includes("json")) problem = JSON.parse(text);
+  let problem = { detail: `The service, or what stands before it, answered ${status}.`, code: "unknown" };
+  if (type.includes("problem+json")) problem = JSON.parse(text);
   if (status === 401) onKeyNeeded();
   throw new Problem(problem, status, retryAfter === null ? null : Number(retryAfter));
 }

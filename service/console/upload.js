@@ -1,5 +1,5 @@
 // New tracks: files are sent two at a time; each says how far it is, what was heard, and what to do with it.
-import { Problem, upload } from "./api.js";
+import { upload } from "./api.js";
 import { at, button, make, percent, trackLines } from "./dom.js";
 
 const AT_ONCE = 2;
@@ -65,9 +65,11 @@ async function send({ file, line, metadata, actions }) {
       line.replaceChildren(trackLines(answer.track, heard(answer)), make("div", { className: "buttons" }, ...actions(answer.track, line)));
       return;
     } catch (problem) {
-      if (!(problem instanceof Problem)) throw problem;
       if (![429, 503].includes(problem.status) || number === TRIES) {
-        const again = button("Try again", "Send it again", () => send({ file, line, metadata, actions }));
+        const again = button("Try again", "Send it again", () => {
+          waiting.push({ file, line, metadata, actions });
+          next();
+        });
         line.replaceChildren(trackLines({ ...metadata, track_id: file.name }, make("div", { className: "bad" }, problem.message)), again);
         return;
       }

@@ -18,9 +18,15 @@ class LedgerError(DebutError):
     """The ledger cannot be used. Codes: ledger_unwritable, ledger_full (its disk is), ledger_damaged, ledger_format,
     ledger_busy, ledger_missing, ledger_overtaken, ledger_unsafe (it forgets what it acknowledges), ledger_lost (it has
     forgotten).
+
+    `readable`: it takes nothing in, and what it holds can be read.
     """
 
     code = "ledger_unwritable"
+
+    def __init__(self, detail: str, *, code: str | None = None, readable: bool = False) -> None:
+        super().__init__(detail, code=code)
+        self.readable = readable
 
 
 class Overtaken(LedgerError):  # noqa: N818 - not a failure

@@ -148,7 +148,7 @@ class Connection:
         if isinstance(error, (redis.ConnectionError, redis.TimeoutError)):
             return LedgerError(f"{self.name} does not answer ({error}): start it, or check DEBUT_LEDGER.")
         if remedy := _REMEDIES.get(_kind(error)):
-            return LedgerError(f"{self.name} takes no writes, {remedy}.")
+            return LedgerError(f"{self.name} takes no writes, {remedy}.", readable=True)
         return LedgerError(f"{self.name} cannot be written ({error}): check its memory, disk and log.")
 
     def close(self) -> None:

@@ -251,6 +251,7 @@ class SqliteLedger:
                 raise LedgerError(
                     f"There is no room left for {self.path}: make some on its disk, and the service goes on by itself.",
                     code="ledger_full",
+                    readable=True,
                 ) from error
             raise LedgerError(
                 f"{self.path} cannot be written ({error}): check its disk, permissions and the space left."

@@ -234,6 +234,13 @@ class TestSending:
             assert one.send(item) == Fate("a.ogg", "ü", "failed", status, code, "A sentence.")
         assert sender([httpx.Response(502, text="<html>")]).send(item).detail == "Bad Gateway"
 
+    def test_a_full_ledger_is_waited_for_and_then_ends_the_run_not_each_recording(self, item, monkeypatch):
+        monkeypatch.setattr(threading.Event, "wait", lambda *_: None)
+        full = [httpx.Response(507, json={"code": "ledger_full", "detail": "No room."})]
+        assert sender([*full * 3, created()]).send(item).outcome == "created"
+        with pytest.raises(ServiceError, match=r"stays full.*goes on from here"):
+            sender(full * 3, patience_s=-1).send(item)
+
     def test_a_recording_that_breaks_every_connection_is_its_own_failure(self, item, monkeypatch):
         monkeypatch.setattr(threading.Event, "wait", lambda *_: None)
         away = [httpx.ConnectError("refused")] * 5

@@ -192,3 +192,20 @@ def test_reads_go_on_writes_are_told_to_come_back_and_nothing_is_lost(running, r
     assert not load.removed & there
     assert all(client.get(f"/tracks/{track_id}").status_code == 200 for track_id in load.added)
     assert all(client.get(f"/tracks/{track_id}").status_code == 404 for track_id in load.removed)
+
+
+@pytest.mark.parametrize("name", ["full", "without its copies"])
+def test_a_service_starts_and_recommends_while_redis_takes_no_writes(releases, redis_server, clip, name):
+    fault = FAULTS[name]
+    fault.begin(redis_server)
+    try:
+        with RunningService(releases, redis_server.url, decode_workers=1, log_level="error") as started:
+            known = started.client.get("/tracks", params={"q": "a"}).json()["tracks"][0]["track_id"]
+            reads(started.client, known)
+            assert fault.word in assert_problem(started.client.get("/readyz"), 503, "not_ready").detail
+            refused = upload(started.client, clip, track_id=f"started {name}")
+            assert fault.word in assert_problem(refused, 503, "ledger_unwritable").detail
+            fault.end(redis_server)
+            recovers(started.client, clip, f"started {name}")
+    finally:
+        fault.end(redis_server)
