@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 from service_uploads import ogg, seeded, tone, upload
 
+from index.collection import PARTS
 from index.release.release import Release
 from service.app import create_app
 from service.ledger.ledger import LedgerError
 from service.ledger.sqlite import SqliteLedger
+
+TWO_TONES = np.concatenate((tone(7, 500, seed=4), tone(5, 900, seed=5)))
+"""12 s that change, so that they have a sketch."""
 
 
 def vectors(client, track_id):
@@ -19,7 +23,7 @@ def vectors(client, track_id):
     return (
         view.continuation.vectors([row])[0],
         view.matching.vectors([row])[0],
-        *(p[0] for p in view.parts([row])),
+        *(view.space(part).vectors([row])[0] for part in PARTS),
     )
 
 
@@ -28,7 +32,7 @@ def close(client) -> None:
 
 
 def test_the_same_release_replays_bit_by_bit(client, serve, settings):
-    upload(client, ogg(tone(12)), track_id="t", title="A", lyrics="la la", genres=["x", "y"])
+    upload(client, ogg(TWO_TONES), track_id="t", title="A", lyrics="la la", genres=["x", "y"])
     document, before = client.get("/tracks/t").json(), vectors(client, "t")
     continued = seeded(client, "t", k=40)
     close(client)
@@ -40,7 +44,7 @@ def test_the_same_release_replays_bit_by_bit(client, serve, settings):
 
 
 def test_a_retrained_release_embeds_ledger_tracks_anew_from_their_features(client, serve, settings, retrained):
-    audio = ogg(tone(12, 500, seed=4))
+    audio = ogg(TWO_TONES)
     upload(client, audio, track_id="kept", title="Sehnsucht", artist="A")
     upload(client, audio, track_id="dropped")
     client.delete("/tracks/dropped")
