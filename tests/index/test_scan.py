@@ -37,3 +37,31 @@ def test_answers_are_those_of_the_exact_index(monkeypatch, at_once):
                     np.testing.assert_array_equal(found, expected)
         rows = rng.integers(0, len(vectors) + 9, 50)
         np.testing.assert_array_equal(view.vectors(rows), exact.vectors(rows))
+
+
+def test_searches_of_one_query_read_a_row_once_and_again_only_for_its_score(monkeypatch):
+    monkeypatch.setattr(scan, "_AT_ONCE", 50)
+    seed = int(np.random.default_rng().integers(2**31))
+    print(f"seed {seed}")
+    rng = np.random.default_rng(seed)
+    vectors = units(rng, 400, 16)
+    vectors[rng.random(400) < 0.2] = np.nan
+    parts, live = Parts(vectors[:300], vectors[300:]), rng.random(400) < 0.9
+    real, read = Parts.vectors, []
+    monkeypatch.setattr(
+        Parts, "vectors", lambda of, rows: (read.extend(rows) if of is counted else None, real(of, rows))[1]
+    )
+    counted = Parts(vectors[:300], vectors[300:])
+    view = ScannedView(counted, live)
+    for _ in range(2):  # two queries, one after the other
+        query, few = rng.normal(size=16), rng.random(400) < 0.1
+        view.search(query, 1, few)
+        assert few[read].all()
+        for k in (1, 4, 16, 64, 256, 400):
+            for allowed in (rng.random(400) < 0.2, rng.random(400) < 0.8, None):
+                anew = ScannedView(parts, live).search(query, k, allowed)
+                for found, expected in zip(view.search(query, k, allowed), anew, strict=True):
+                    np.testing.assert_array_equal(found, expected)
+        there = live & ~np.isnan(vectors[:, 0])
+        np.testing.assert_array_equal(np.bincount(read, minlength=400), np.where(there, 2, live))
+        read.clear()

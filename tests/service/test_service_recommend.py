@@ -9,6 +9,8 @@ import orjson
 import pytest
 from service_uploads import seeded, upload
 
+from index.search import scan
+from index.search.scan import ScannedView
 from service.http.schemas import ContinueRequest, ContinueResponse
 from service.recommend.recommend import continue_playlist
 
@@ -149,6 +151,31 @@ def test_caps_hold_and_the_answer_is_full_when_it_can_be(client, view, ids, dive
     if diversity == 0:
         assert len(found) == min(12, room)
     assert len(found) > 3
+
+
+@pytest.mark.parametrize("recommender", ["audio", "text"])
+def test_a_request_reads_the_catalogue_once_however_often_it_looks_further(view, ids, monkeypatch, recommender):
+    body = {"seeds": ids[:2], "k": 35, "max_per_artist": 1, "diversity": 0.4, "recommender": recommender}
+    relax = ["only_cold", "released_from", "max_per_artist"]
+    request = ContinueRequest.model_validate(
+        {**body, "filters": {"only_cold": True, "released_from": "2010"}, "relax": relax}
+    )
+    read, searches, blocks, search = [], [], scan._blocks, ScannedView.search
+
+    def alone(space, *asked):
+        """Search as if nothing had been asked before."""
+        return search(ScannedView(space.parts, space.live), *asked)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scan, "_blocks", lambda parts, rows: read.extend(rows) or blocks(parts, rows))
+        patch.setattr(ScannedView, "search", lambda *asked: searches.append(asked) or search(*asked))
+        answer = continue_playlist(view, request, 0.5)
+    assert answer["relaxed"] == relax
+    assert len(searches) > 3
+    assert np.bincount(read).max() == 2  # once for all, and once for the score of what may be returned
+    with monkeypatch.context() as patch:
+        patch.setattr(ScannedView, "search", alone)
+        assert continue_playlist(view, request, 0.5) == answer
 
 
 def test_a_cap_of_one_still_fills_the_answer_from_far_down_the_list(client, ids, clip):
