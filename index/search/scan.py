@@ -48,7 +48,7 @@ class ScannedView:
     """A VectorView of those `parts` whose rows are `live`: exact, 1 KB read for each row of the first search.
 
     What a search found out stays: another of the same query, for more rows or under another mask, as one request makes
-    them, reads only what none did before. So take a view for a request, in one thread, not for a service: it keeps 5 bytes a row.
+    them, reads only what none did before. So take a view for a request and in one thread: it keeps 5 bytes a row.
     """
 
     parts: Parts
