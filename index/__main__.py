@@ -179,7 +179,7 @@ def prune_(given: argparse.Namespace) -> bool:
     freed = 0
     for release_id, size, held in prune(given.releases, given.keep, delete=given.yes):
         if held:
-            _say(f"{release_id} stays: a service is serving it.")
+            _say(f"{release_id} stays: a service is serving it, or it is being sealed anew.")
         else:
             freed += size
             _say(f"{release_id} {'is deleted' if given.yes else 'would be deleted'}: {_size(size)}")

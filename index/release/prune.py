@@ -3,7 +3,8 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +17,9 @@ class Pruned(NamedTuple):
 
     id: str
     bytes: int
-    """What its files take, those that it shares with other releases left out."""
+    """What its deletion frees: a file that releases share counts with one of them, if none that stays has it."""
     held: bool
-    """A service serves it: it stays."""
+    """A service serves it, or it is being sealed anew: it stays."""
 
 
 def hold(path: Path) -> int:
@@ -47,12 +48,12 @@ def prune(root: Path, keep: int, *, delete: bool) -> list[Pruned]:
     """Delete all releases under `root` but the current one and the `keep` newest others; return which.
 
     Without `delete`, only return which they would be. A release is renamed before its files go, under the lock that
-    publishers take, so that none is ever seen in part: what a kill leaves behind, the next publisher or the next call
-    removes. Raises ReleaseError where there is no current release, ValueError for `keep` < 0.
+    publishers take, so that none is ever seen in part: what a kill leaves behind, the next publisher removes, or the
+    next call, which returns it like the rest. Raises ReleaseError where there is no current release, ValueError for
+    `keep` < 0.
     """
     if keep < 0:
         raise ValueError(f"keep must not be negative, but {keep} is")
-    found: list[Pruned] = []
     with locked(root):
         current = current_id(root)
         if current is None or not (root / current / MANIFEST).is_file():
@@ -60,16 +61,21 @@ def prune(root: Path, keep: int, *, delete: bool) -> list[Pruned]:
         others = sorted(
             (path.name for path in root.iterdir() if is_id(path.name) and path.name != current), reverse=True
         )
+        going, held = {path.name.removeprefix(PRUNED): path for path in root.glob(f"{PRUNED}*")}, []
         for name in others[keep:]:
             with _unused(root / name) as unused:
-                found.append(Pruned(name, _size(root / name), not unused))
-                if delete and unused:
-                    (root / name).rename(root / f"{PRUNED}{name}")
+                if not unused:
+                    held.append(Pruned(name, 0, True))
+                elif delete:
+                    going[name] = (root / name).rename(root / f"{PRUNED}{name}")
+                else:
+                    going[name] = root / name
+    found = [*held, *(Pruned(name, size, False) for name, size in zip(going, _sizes(going.values()), strict=True))]
     if delete:
         sync_folder(root)  # a release that lost files must not have its name again after a power cut
-        for path in root.glob(f"{PRUNED}*"):
+        for path in going.values():
             shutil.rmtree(path, ignore_errors=True)
-    return found
+    return sorted(found, key=lambda one: one.id, reverse=True)
 
 
 @contextmanager
@@ -85,14 +91,20 @@ def _unused(path: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _size(path: Path) -> int:
-    size = 0
-    for parent, _, files in os.walk(path):
-        for name in files:
-            with suppress(FileNotFoundError):
-                about = os.stat(os.path.join(parent, name))
-                size += about.st_size if about.st_nlink == 1 else 0
-    return size
+def _sizes(folders: Iterable[Path]) -> list[int]:
+    """Return what the deletion of all `folders` frees, in bytes, by folder: a file of several is the last one's."""
+    links: Counter[tuple[int, int]] = Counter()
+    sizes = []
+    for folder in folders:
+        size = 0
+        for parent, _, files in os.walk(folder):
+            for name in files:
+                with suppress(FileNotFoundError):
+                    about = os.stat(os.path.join(parent, name))
+                    links[about.st_dev, about.st_ino] += 1
+                    size += about.st_size if links[about.st_dev, about.st_ino] == about.st_nlink else 0
+        sizes.append(size)
+    return sizes
 
 
 def _gone(path: Path) -> ReleaseError:

@@ -1,8 +1,10 @@
 """A release with other kinds of index: the same tracks, vectors and models, published beside it."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from index.release.prune import hold
 from index.release.release import Release, current_id, publish, share
 from index.search.segmentfile import Kind
 from index.search.segments import SealedSegment, write_sealed
@@ -12,8 +14,9 @@ def reseal(release: Release, kind: Kind, spaces: Sequence[str], *, threads: int 
     """Publish `release` once more, the indexes of `spaces` rewritten as `kind`, and make that the current one.
 
     All other files are shared with the old release by hard links, where the disk has them, so that they take no room
-    twice; either release can be removed without the other. The facts stay, with `sealed_from`, the old id, beside
-    them. Raises what publish raises, release_moved if another release is current or becomes it meanwhile, and
+    twice; either release can be removed without the other, once this is done: until then nobody prunes the old one. The
+    facts stay, with `sealed_from`, the old id, beside them. Raises what publish raises, release_moved if another
+    release is current or becomes it meanwhile, release_missing if the old one was pruned since it was opened, and
     SegmentError for an index that cannot be read.
     """
     rewritten = {f"{space}.faiss" for space in spaces}
@@ -29,4 +32,8 @@ def reseal(release: Release, kind: Kind, spaces: Sequence[str], *, threads: int 
 
     facts = {**release.manifest.facts, "sealed_from": release.id}
     root = release.path.parent
-    return publish(root, fill, facts=facts, replacing=release.path.name if current_id(root) else None)
+    held = hold(release.path)
+    try:
+        return publish(root, fill, facts=facts, replacing=release.path.name if current_id(root) else None)
+    finally:
+        os.close(held)

@@ -73,12 +73,11 @@ def _new_index(kind: Kind, count: int, dims: int) -> Any:
 def save_index(path: Path, index: Any) -> None:
     """Write a FAISS index to `path`, whole or not at all, and after it which slots hold a vector.
 
-    FAISS reads its index and stops; who opens the file is spared a look at every vector. Raises OSError, and
-    RuntimeError where FAISS cannot write.
+    FAISS reads its index and stops; who opens the file is spared a look at every vector. Raises OSError.
     """
     staged = path.with_name(f".{path.name}.part")
     try:
-        faiss.write_index(index, str(staged))
+        _written(staged, index)
         _check_whole(staged)
         with staged.open("ab") as file:
             file.write(_tail(present(stored_vectors(taken_apart(index, str(path))[2]))))
@@ -87,6 +86,13 @@ def save_index(path: Path, index: Any) -> None:
         os.replace(staged, path)
     finally:
         staged.unlink(missing_ok=True)
+
+
+def _written(path: Path, index: Any) -> None:
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:  # FAISS's for whatever a disk refuses
+        raise OSError(errno.EIO, f"FAISS cannot write it ({_reason(error)})", str(path)) from error
 
 
 def _check_whole(path: Path) -> None:

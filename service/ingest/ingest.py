@@ -19,7 +19,7 @@ from service.http.limits import Places
 from service.http.problems import Problem
 from service.http.upload import Upload
 from service.ingest.duplicates import Near, nearest_sound
-from service.ledger.ledger import Embedding, Ledger, TrackAdded, TrackRemoved
+from service.ledger.ledger import Embedding, Known, Ledger, TrackAdded, TrackRemoved
 from service.ledger.records import PackedFeatures
 from service.metrics import Metrics, Stopwatch
 from service.serving.serving import Current, Serving
@@ -120,8 +120,13 @@ class Ingest:
             serving = self._current.caught_up(self._ledger)
             catalogue = serving.collection.catalogue
             old = catalogue.row_of(upload.track.track_id)
-            if old is not None and (known := self._unchanged(upload)) is not None:
-                return Ingested(known, catalogue.is_cold(old), "unchanged", None, serving.release.id)
+            if old is not None:
+                known = self._ledger.known(upload.track.track_id)
+                now = self._current.caught_up(self._ledger).collection.catalogue
+                if known is None and now.row_of(upload.track.track_id) != old:
+                    continue  # another replica took it down before the ledger was asked
+                if (track := _unchanged(upload, known)) is not None:
+                    return Ingested(track, catalogue.is_cold(old), "unchanged", None, serving.release.id)
             analysed = analysed or self._analyse(upload, watch)
             with watch.stage("encode"):
                 embedding = serving.embed(analysed.track, analysed.recording.log_mel)
@@ -153,19 +158,6 @@ class Ingest:
                     return serving.collection.catalogue.is_cold(row)
         return None
 
-    def _unchanged(self, upload: Upload) -> Track | None:
-        """Return the known track if the upload says nothing new of it, None if it replaces it; else raise."""
-        track_id = upload.track.track_id
-        known = self._ledger.known(track_id)
-        same_content = known is not None and known.content_sha256 == upload.content_sha256
-        if known and same_content and dataclasses.replace(known.track, duration_s=None) == upload.track:
-            return known.track
-        if upload.replace:
-            return None
-        other = "other metadata" if same_content else "other content"
-        origin = other if known else "audio that came with the release and cannot be compared"
-        raise Problem("track_exists", f"{track_id!r} is here already, with {origin}; replace=true replaces it.")
-
     def _analyse(self, upload: Upload, watch: Stopwatch) -> _Analysed:
         with watch.stage("decode"):
             recording = self.decoding.hear(upload.audio, self._limits)
@@ -191,6 +183,20 @@ class Ingest:
         """End the decoding processes, finish what else is being worked on and stop the threads."""
         self.decoding.close()
         self._pool.shutdown()
+
+
+def _unchanged(upload: Upload, known: Known | None) -> Track | None:
+    """Return the track if the upload says nothing new of what the ledger knows, None if it replaces it; else raise."""
+    same_content = known is not None and known.content_sha256 == upload.content_sha256
+    if known and same_content and dataclasses.replace(known.track, duration_s=None) == upload.track:
+        return known.track
+    if upload.replace:
+        return None
+    other = "other metadata" if same_content else "other content"
+    origin = other if known else "audio that came with the release and cannot be compared"
+    raise Problem(
+        "track_exists", f"{upload.track.track_id!r} is here already, with {origin}; replace=true replaces it."
+    )
 
 
 def _now() -> str:

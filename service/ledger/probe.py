@@ -1,8 +1,9 @@
 """Whether the ledger takes writes, asked at most once a second however many want to know."""
 
 import asyncio
+import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 
 from index.errors import DebutError
 from service.ledger.ledger import Ledger, LedgerError
@@ -19,31 +20,45 @@ class Probe:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="probe")  # never behind anything else
         self._asked: Future[DebutError | None] | None = None
+        self._awaited: asyncio.Future[DebutError | None] | None = None
+        """The loop's end of `_asked`: one, whoever waits, for a disk may hang for days and every end of it stays."""
         self._began = self._stale = 0.0
 
     async def check(self) -> None:
         """Raise LedgerError when the ledger cannot be written, or does not say within PATIENCE_S."""
-        if self._asked is None or (self._asked.done() and time.monotonic() >= self._stale):
-            self._began = time.monotonic()
-            self._asked = self._pool.submit(self._ask)
-        left = max(0.0, self._began + PATIENCE_S - time.monotonic())
-        done, _ = await asyncio.wait([asyncio.wrap_future(self._asked)], timeout=left)
+        if self._awaited is None or (self._awaited.done() and time.monotonic() >= self._stale):
+            self._awaited = self._ask()
+        awaited, left = self._awaited, max(0.0, self._began + PATIENCE_S - time.monotonic())
+        done, _ = await asyncio.wait([awaited], timeout=left)
         if not done:
             raise LedgerError(f"it has not answered for {PATIENCE_S:g} s: see to its disk, or to its Redis.")
-        if (error := self._asked.result()) is not None:
+        if (error := awaited.result()) is not None:
             raise LedgerError(error.detail, code=error.code)
 
-    def _ask(self) -> DebutError | None:
+    def _ask(self) -> "asyncio.Future[DebutError | None]":
+        """Ask in a thread that no exit waits for: nothing can end a write that hangs."""
+        asked: Future[DebutError | None] = Future()
+        try:
+            threading.Thread(target=self._answer, args=(asked,), name="probe", daemon=True).start()
+        except RuntimeError as error:
+            raise LedgerError(f"there is no thread to ask it ({error}): raise the limit of threads.") from None
+        self._asked, self._began = asked, time.monotonic()
+        return asyncio.wrap_future(asked)
+
+    def _answer(self, asked: "Future[DebutError | None]") -> None:
+        answer: BaseException | None = None
         try:
             self._ledger.check()
-        except DebutError as error:
-            return error
-        finally:
-            self._stale = time.monotonic() + FRESH_S
-        return None
+        except BaseException as error:
+            answer = error
+        self._stale = time.monotonic() + FRESH_S
+        if answer is None or isinstance(answer, DebutError):
+            asked.set_result(answer)
+        else:
+            asked.set_exception(answer)
 
     def close(self) -> None:
-        """Wait for a transaction under way; nobody may ask any more."""
-        self._pool.shutdown()
+        """Wait for a transaction under way, for PATIENCE_S at most; nobody may ask any more."""
+        if self._asked is not None:
+            wait([self._asked], PATIENCE_S)

@@ -26,6 +26,9 @@ _HEADER = b"SQLite format 3\0"
 EMPTIED_S = 5.0
 """How long a trim tries to empty the log while somebody reads in it, in seconds."""
 
+CLOSED_S = 5.0
+"""Longest wait of a close for a transaction under way, in seconds."""
+
 _TRIMMED_AT_ONCE = 64  # events a transaction: whoever appends meanwhile waits for one of these
 
 
@@ -217,13 +220,17 @@ class SqliteLedger:
         return self._count  # kept beside: whoever asks must not wait for a transaction
 
     def close(self) -> None:
-        """See Ledger."""
-        with self._lock:
+        """See Ledger. What hangs with its disk is left to the end of the process."""
+        if not self._lock.acquire(timeout=CLOSED_S):
+            return
+        try:
             if hasattr(self, "_db"):
                 self._db.close()
             if self._guard is not None:
                 os.close(self._guard)
                 self._guard = None
+        finally:
+            self._lock.release()
 
     def _value(self, query: str) -> Any:
         return self._db.execute(query).fetchone()[0]

@@ -5,6 +5,7 @@ every track, the features of live tracks included: a later encoder reads them, a
 """
 
 import shutil
+from pathlib import Path
 
 from index.release.fold import Changes, FoldError, fold
 from index.release.release import MANIFEST, Release
@@ -36,10 +37,17 @@ def fold_ledger(settings: Settings) -> tuple[Release, Changes]:
         return serving.release, changes
     try:
         return fold(root, serving.release, view, marks), changes
-    except (OSError, RuntimeError) as error:  # the latter is FAISS's
-        size, free = sum(file.bytes for file in serving.release.manifest.files.values()), shutil.disk_usage(root).free
+    except OSError as error:
+        size = sum(file.bytes for file in serving.release.manifest.files.values())
         raise FoldError(
             f"{root} does not take the new release, of which nothing is kept: see that its disk works and has room for "
-            f"{size / 1e6:.0f} MB ({free / 1e6:.0f} MB are free), and fold again. The one that is current stays.",
+            f"{size / 1e6:.0f} MB ({_free(root)}), and fold again. The one that is current stays.",
             code="fold_unwritable",
         ) from error
+
+
+def _free(root: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(root).free / 1e6:.0f} MB are free"
+    except OSError as error:
+        return f"it does not say how much is free: {error.strerror}"

@@ -16,7 +16,9 @@ from index.__main__ import main
 from index.audience.cat import write_audience
 from index.collection import Collection, write_collection
 from index.models.encoder import encoder_id
-from index.release.release import Release, current_id, publish
+from index.release.prune import prune
+from index.release.release import Release, ReleaseError, current_id, publish
+from index.release.reseal import reseal
 from index.search.exact import ExactIndex
 from index.search.segments import SealedSegment, write_sealed
 from index.tracks.track import Track
@@ -264,6 +266,25 @@ def test_a_release_that_was_published_meanwhile_is_not_superseded(root, capsys, 
     status, _, said = run(capsys, "seal", "scan", "--releases", old.path, "--threads", 1)
     assert status == 1
     assert "is not the current release" in said
+
+
+def test_what_is_being_sealed_is_not_pruned_and_what_was_pruned_is_not_sealed(root, capsys, monkeypatch):
+    old, seen = Release.open(root), []
+
+    def meanwhile(*given, **named):
+        if not seen:
+            republished(root, lambda folder: None, sealed_from="elsewhere")
+            seen.extend(prune(root, 0, delete=True))
+        write_sealed(*given, **named)
+
+    monkeypatch.setattr("index.release.reseal.write_sealed", meanwhile)
+    status, _, said = run(capsys, "seal", "scan", "--releases", root, "--threads", 1)
+    assert (status, [(one.id, one.held) for one in seen]) == (1, [(old.id, True)])
+    assert re.match(rf"debut: {old.id} is not the current release of .* any more, .* is: do it again on that", said)
+    prune(root, 0, delete=True)
+    with pytest.raises(ReleaseError, match="it was pruned") as caught:
+        reseal(old, "scan", ["matching"], threads=1)
+    assert caught.value.code == "release_missing"
 
 
 def test_nothing_is_sealed_from_a_damaged_release(root, capsys):

@@ -10,7 +10,7 @@ from index.__main__ import main
 from index.release import prune as module
 from index.release import release
 from index.release.prune import hold, prune
-from index.release.release import Release, ReleaseError, activate, current_id, publish
+from index.release.release import Release, ReleaseError, activate, current_id, publish, share
 
 
 def made(root: Path, count: int) -> list[str]:
@@ -127,6 +127,41 @@ def test_a_kill_in_the_midst_leaves_no_release_in_part(tmp_path, monkeypatch):
     assert not list(tmp_path.glob(".pruned-*"))
 
 
+def test_a_file_of_several_releases_is_freed_with_the_last_of_them(tmp_path):
+    [first, *_] = made(tmp_path, 1)
+    start = datetime(2026, 2, 1, tzinfo=UTC)
+
+    def fill(folder):
+        share(tmp_path / first / "data", folder / "data")
+        (folder / "own").write_bytes(b"x" * 50)
+
+    for day in range(3):
+        publish(tmp_path, fill, facts={"day": day}, now=start + timedelta(days=day))
+    assert sum(one.bytes for one in prune(tmp_path, 0, delete=False)) < 3000  # the current one shares it
+    publish(tmp_path, lambda folder: (folder / "data").write_bytes(b""), facts={})
+    assert sum(one.bytes for one in prune(tmp_path, 1, delete=False)) < 3000  # one that is kept shares it
+    held = hold(tmp_path / first)
+    assert sum(one.bytes for one in prune(tmp_path, 0, delete=False)) < 3000  # one in use shares it
+    os.close(held)
+    would = prune(tmp_path, 0, delete=False)
+    assert sum(one.bytes for one in would) == sum(
+        {path.stat().st_ino: path.stat().st_size for one in would for path in (tmp_path / one.id).iterdir()}.values()
+    )
+    assert prune(tmp_path, 0, delete=True) == would
+
+
+def test_what_a_kill_left_behind_is_listed_and_deleted(tmp_path, capsys):
+    ids = made(tmp_path, 2)
+    (tmp_path / ids[0]).rename(tmp_path / f".pruned-{ids[0]}")
+    asked = ["prune", "--releases", str(tmp_path), "--keep", "5"]
+    assert main(asked) == 0
+    assert capsys.readouterr().out.startswith(f"{ids[0]} would be deleted: 1.")
+    assert (tmp_path / f".pruned-{ids[0]}").is_dir()
+    assert main([*asked, "--yes"]) == 0
+    assert capsys.readouterr().out.startswith(f"{ids[0]} is deleted: 1.")
+    assert not (tmp_path / f".pruned-{ids[0]}").exists()
+
+
 @pytest.mark.parametrize("keep", ["-1", "0"])
 def test_without_a_current_release_or_with_less_than_nothing_nothing_is_deleted(tmp_path, capsys, keep):
     ids = made(tmp_path, 2)
@@ -145,7 +180,10 @@ def test_the_verb_lists_and_deletes_when_told_to(tmp_path, capsys):
     assert there(tmp_path) == ids
     held = hold(tmp_path / ids[0])
     assert main([*asked, "--yes"]) == 0
-    assert capsys.readouterr().out.splitlines() == [f"{ids[0]} stays: a service is serving it.", "0 B freed"]
+    assert capsys.readouterr().out.splitlines() == [
+        f"{ids[0]} stays: a service is serving it, or it is being sealed anew.",
+        "0 B freed",
+    ]
     os.close(held)
     assert main([*asked, "--yes"]) == 0
     assert capsys.readouterr().out.startswith(f"{ids[0]} is deleted: 1.")

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import faiss
 import pytest
 from service_process import RunningService, run_to_exit
 from service_release import songs
@@ -14,6 +15,7 @@ from index.errors import DebutError
 from index.release.release import CURRENT, activate
 from service.http.schemas import Removal
 from service.ledger.sqlite import SqliteLedger
+from service.serving import folding
 from service.serving.folding import fold_ledger
 
 HEARD, OTHER = (songs()[place][0].track_id for place in (0, 1))
@@ -209,3 +211,38 @@ def test_what_cannot_be_folded_is_a_sentence(root, ids, settings):
     done = run_to_exit("fold", releases=root / "none", ledger=settings.ledger)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith(f"debut: {root / 'none'} holds no release")
+
+
+@pytest.fixture
+def taken_in(settings, clip, serve):
+    """A ledger that knows more than the release, and nobody who uses it."""
+    client = serve(settings)
+    assert upload(client, clip, track_id="a", title="A").status_code == 201
+    client.app.state.service.ledger.close()
+
+
+def refused(settings) -> DebutError:
+    with pytest.raises(DebutError, match="does not take the new release") as caught:
+        fold_ledger(settings)
+    assert caught.value.code == "fold_unwritable"
+    return caught.value
+
+
+def test_only_what_a_disk_refuses_is_told_of_the_disk(root, settings, taken_in, monkeypatch):
+    def raising(error):
+        def call(*_, **__):
+            raise error
+
+        return call
+
+    before = (root / CURRENT).readlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(folding, "fold", raising(RuntimeError("can't start new thread")))
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            fold_ledger(settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(faiss, "write_index", raising(RuntimeError("Error in write_index: could not open x for writing")))
+        assert "MB are free" in refused(settings).detail
+        patch.setattr(folding.shutil, "disk_usage", raising(OSError(5, "Input/output error")))
+        assert "it does not say how much is free: Input/output error" in refused(settings).detail
+    assert (root / CURRENT).readlink() == before

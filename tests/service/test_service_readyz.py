@@ -1,5 +1,6 @@
 """/readyz: one transaction a second whoever asks, an answer though the ledger or a name server gives none."""
 
+import asyncio
 import socket
 import threading
 import time
@@ -11,7 +12,7 @@ from service_redis import RedisServer
 from service_uploads import seeded, upload
 from test_service_problems import assert_problem
 
-from service.ledger import names, probe
+from service.ledger import names, probe, sqlite
 from service.ledger.ledger import LedgerError
 from service.ledger.redis_streams import RedisLedger
 from service.ledger.sqlite import SqliteLedger
@@ -82,6 +83,59 @@ def test_a_ledger_that_hangs_is_not_ready_soon_and_holds_up_nobody(client, clip,
         go_on.set()
     time.sleep(0.1)
     assert client.get("/readyz").status_code == 200
+
+
+def test_a_ledger_that_hangs_for_ever_gathers_no_waiters_and_does_not_hold_up_the_end(tmp_path, monkeypatch):
+    go_on, ledger = threading.Event(), SqliteLedger(tmp_path / "ledger.sqlite")
+    threads = threading.active_count()
+
+    def hang():
+        with ledger._lock:  # as a transaction does
+            go_on.wait(60)
+
+    async def ask() -> set[int]:
+        """How many wait for the answer after each question."""
+        waiting = set()
+        for _ in range(20):
+            with pytest.raises(LedgerError, match="has not answered"):
+                await asking.check()
+            waiting.add(len(asking._asked._done_callbacks) + len(asking._awaited._callbacks or ()))
+        return waiting
+
+    monkeypatch.setattr(ledger, "check", hang)
+    monkeypatch.setattr(probe, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(sqlite, "CLOSED_S", 0.2)
+    asking = probe.Probe(ledger)
+    try:
+        assert len(asyncio.run(ask())) == 1
+        assert threading.active_count() == threads + 1
+        assert next(thread for thread in threading.enumerate() if thread.name == "probe").daemon  # no exit waits for it
+        closing = threading.Thread(target=lambda: (asking.close(), ledger.close()), daemon=True)
+        closing.start()
+        closing.join(20)
+        assert not closing.is_alive()
+    finally:
+        go_on.set()
+    asking.close()
+    ledger.close()
+
+
+def test_a_probe_that_finds_no_thread_says_so_and_asks_again(tmp_path, monkeypatch):
+    def none_left(thread):
+        raise RuntimeError("can't start new thread")
+
+    async def ask():
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", none_left)
+            with pytest.raises(LedgerError, match="there is no thread to ask it"):
+                await asking.check()
+        await asking.check()
+
+    ledger = SqliteLedger(tmp_path / "ledger.sqlite")
+    asking = probe.Probe(ledger)
+    asyncio.run(ask())
+    asking.close()
+    ledger.close()
 
 
 @pytest.fixture(scope="module")

@@ -221,3 +221,23 @@ def test_replicas_on_other_releases_embed_each_others_tracks_themselves(serve, s
     for client in (old, new):
         assert "back" in seeded(client, "rolling", k=3)  # the same recording, in either one's space
     assert len(old.app.state.service.ledger) == len(new.app.state.service.ledger) == 2
+
+
+def test_a_take_down_just_before_the_ledger_is_asked_is_no_conflict(serve, settings, clip, redis_server, monkeypatch):
+    """The track is still in this replica's collection, and no more in the ledger that it is compared with."""
+    shared = settings.model_copy(update={"ledger": redis_server.url.removesuffix("0") + "2"})
+    one, other = serve(shared), serve(shared)
+    assert upload(one, clip, track_id="gone", title="Gone").status_code == 201
+    soon(lambda: found(other, "gone"))
+    ledger = other.app.state.service.ledger
+    ask, asked = ledger.known, []
+
+    def known(track_id: str) -> object:
+        if not asked:
+            assert one.delete(f"/tracks/{track_id}").status_code == 200
+        asked.append(track_id)
+        return ask(track_id)
+
+    monkeypatch.setattr(ledger, "known", known)
+    again = upload(other, clip, track_id="gone", title="Gone")
+    assert (again.status_code, again.json()["outcome"], asked) == (201, "created", ["gone"])
