@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.audience.cat import write_audience
-from index.collection import write_collection
+from index.collection import PARTS, write_collection
 from index.tracks.track import Track
 
 GENRES, TASTES_EACH = 40, 10
@@ -63,7 +63,7 @@ def write(world: World, directory: Path) -> None:
     """Write the world as the parts of a release that an audience needs."""
     tracks = [Track(f"t{row}", title=f"Track {row}") for row in range(len(world.matching))]
     interactions = np.minimum(np.bincount(world.row, minlength=len(tracks)), 2**31 - 1).astype(np.int32)
-    parts = dict.fromkeys(("audio", "text", "continuation"), world.matching)
+    parts = dict.fromkeys((*PARTS, "continuation"), world.matching)
     write_collection(directory, tracks, interactions, parts, world.matching)
     ids = [f"listener-{number:07}" for number in range(world.listeners)]
     write_audience(directory / "audience", ids, world.listener, world.row, world.plays, world.matching)

@@ -193,6 +193,7 @@ def publish_release(root: Path) -> None:
     from index.collection import write_collection
     from index.models.fields import FieldSet, FieldSpec
     from index.release.release import publish
+    from index.sound.sketch import WIDTH
     from index.tracks.track import Track
     from training.bcl.config import BclConfig
     from training.bcl.export import export_matcher
@@ -216,6 +217,7 @@ def publish_release(root: Path) -> None:
     audio, text, matching = unit(256), unit(256), unit(bcl.dims + bcl.content_dims)
     both = audio + text
     vectors = {"audio": audio, "text": text, "continuation": both / np.linalg.norm(both, axis=1, keepdims=True)}
+    vectors["sketch"] = unit(WIDTH)
     towers = LarpConfig(
         audio=AudioTowerConfig(width=96, depths=(2, 2, 6, 2), heads=(4, 8, 16, 32)),
         text=TextTowerConfig(width=384, layers=6, heads=12),

@@ -1,4 +1,4 @@
-"""A release's tracks in every form, catalogue, vector spaces, audio and text parts, as one growing whole."""
+"""A release's tracks in every form, catalogue, vector spaces, audio and text parts, sketches, as one growing whole."""
 
 import os
 import threading
@@ -24,7 +24,8 @@ from index.tracks.track import Track
 if TYPE_CHECKING:
     from index.models.encoder import TrackVectors
 
-PARTS = ("audio", "text")
+PARTS = ("audio", "text", "sketch")
+"""What is kept of a track beside the spaces, read row by row or wholly: `CollectionView` says what each is."""
 SPACES = ("continuation", "matching")
 
 OpenSpace = Callable[[str, Path], SegmentedIndex]
@@ -47,7 +48,11 @@ class CollectionView:
     matching: VectorView
     """matching space, BCL's vectors and content: audiences."""
     audio: Parts
+    """The audio tower's vectors, a part of the LARP vectors."""
     text: Parts
+    """The text tower's, the other part."""
+    sketch: Parts
+    """What copies of a recording are found by (`index.sound.sketch`)."""
 
     def __len__(self) -> int:
         return len(self.catalogue)
@@ -93,22 +98,19 @@ class Collection:
         catalogue: Catalogue,
         continuation: VectorIndex,
         matching: VectorIndex,
-        audio: NDArray[np.float32],
-        text: NDArray[np.float32],
+        parts: Mapping[str, NDArray[np.float32]],
     ) -> None:
         self._writing = threading.Lock()
         self._unsettled: tuple[int | None, int | None] | None = None
         """Rows that an add or remove without enough memory left in the spaces, and may have taken out of them."""
         self._catalogue, self._continuation, self._matching = catalogue, continuation, matching
-        self._audio = GrowingArray(np.float32, audio.shape[1:])
-        self._text = GrowingArray(np.float32, text.shape[1:])
+        self._parts = {name: GrowingArray(np.float32, parts[name].shape[1:]) for name in PARTS}
         self._view = CollectionView(
             release_id,
             catalogue.view(),
             continuation.view(),
             matching.view(),
-            Parts(audio, self._audio.view()),
-            Parts(text, self._text.view()),
+            **{name: Parts(parts[name], fresh.view()) for name, fresh in self._parts.items()},
         )
 
     @classmethod
@@ -120,17 +122,16 @@ class Collection:
         """
         catalogue = Catalogue.open(release)
         continuation, matching = (open_space(name, release.file(f"{name}.faiss")) for name in SPACES)
-        audio, text = (_mapped(release.file(f"vectors/{name}.npy")) for name in PARTS)
+        parts = {name: _mapped(release.file(f"vectors/{name}.npy")) for name in PARTS}
         sizes = {
             "tracks.parquet": catalogue.view().size,
             "continuation.faiss": len(continuation.view().sealed),
             "matching.faiss": len(matching.view().sealed),
-            "vectors/audio.npy": len(audio),
-            "vectors/text.npy": len(text),
+            **{f"vectors/{name}.npy": len(part) for name, part in parts.items()},
         }
         if len(set(sizes.values())) > 1:
             raise CollectionError(f"release {release.id}: files differ in their number of tracks: {sizes}")
-        return cls(release.id, catalogue, continuation, matching, audio, text)
+        return cls(release.id, catalogue, continuation, matching, parts)
 
     def view(self) -> CollectionView:
         """Return the collection as it is now: take one for each request."""
@@ -173,7 +174,7 @@ class Collection:
         view = self._view
         continuation = checked_vectors(_one(vectors.continuation), view.continuation.dims)
         match = checked_vectors(_one(matching), view.matching.dims)
-        audio, text = (self._part(part) for part in (vectors.audio, vectors.text))
+        parts = {name: self._part(name, getattr(vectors, name)) for name in PARTS}
         with self._writing:
             self._settle()
             old = self._view.catalogue.row_of(track.track_id)
@@ -184,8 +185,8 @@ class Collection:
                     self._matching.remove([old])
                 self._continuation.add([row], continuation)
                 self._matching.add([row], match)
-                self._audio.append(audio)
-                self._text.append(text)
+                for name, part in parts.items():
+                    self._parts[name].append(part)
                 self._publish()
             return row
 
@@ -210,8 +211,9 @@ class Collection:
         except MemoryError:
             self._unsettled = added, removed
             self._catalogue.undo()
-            self._audio.cut(len(self._view.audio.fresh))
-            self._text.cut(len(self._view.text.fresh))
+            for name, fresh in self._parts.items():
+                published: Parts = getattr(self._view, name)
+                fresh.cut(len(published.fresh))
             with suppress(MemoryError):  # what nobody sees as long as nothing is published; the next writer tries again
                 self._settle()
             raise
@@ -228,8 +230,9 @@ class Collection:
                 space.add([removed], vector)  # again, if it is still there: a space may not know what it holds
         self._unsettled = None
 
-    def _part(self, part: ArrayLike | None) -> Vectors:
-        dims = self._view.audio.sealed.shape[1]
+    def _part(self, name: str, part: ArrayLike | None) -> Vectors:
+        sealed: Parts = getattr(self._view, name)
+        dims = sealed.sealed.shape[1]
         if part is None:
             return np.full((1, dims), np.nan, dtype=np.float32)
         return checked_vectors(_one(part), dims)
@@ -241,8 +244,7 @@ class Collection:
             catalogue=self._catalogue.view(),
             continuation=self._continuation.view(),
             matching=self._matching.view(),
-            audio=replace(view.audio, fresh=self._audio.view()),
-            text=replace(view.text, fresh=self._text.view()),
+            **{name: replace(getattr(view, name), fresh=fresh.view()) for name, fresh in self._parts.items()},
         )
 
 
@@ -268,13 +270,14 @@ def write_collection(
     vectors: Mapping[str, NDArray[np.float32]],
     matching: NDArray[np.float32],
 ) -> None:
-    """Write tracks.parquet, continuation.faiss, matching.faiss and vectors/{audio,text}.npy into `directory`.
+    """Write tracks.parquet, continuation.faiss, matching.faiss and vectors/{audio,text,sketch}.npy into
+    `directory`.
 
-    `vectors` holds "audio", "text" and "continuation", f32 [N, 256], `matching` is f32 [N, d]: unit
-    vectors, or NaN rows where a track has none. Raises ValueError for anything else and CatalogueError for
-    tracks that cannot be written, before anything is.
+    `vectors` holds "audio", "text" and "continuation", f32 [N, 256], and "sketch", f32 [N, 160]; `matching` is
+    f32 [N, d]: unit vectors, or NaN rows where a track has none. Raises ValueError for anything else and
+    CatalogueError for tracks that cannot be written, before anything is.
     """
-    wanted = ("audio", "text", "continuation")
+    wanted = (*PARTS, "continuation")
     if missing := [name for name in wanted if name not in vectors]:
         raise ValueError(f"vectors: {' and '.join(missing)} is missing; {list(wanted)} are needed")
     whole = {name: _unit_or_missing(name, vectors[name], len(tracks)) for name in wanted}

@@ -127,7 +127,7 @@ class Settings(BaseSettings):
         default=0.97,
         ge=0,
         le=1,
-        description="Cosine of audio vectors from which an answer names a near-duplicate; 1 does not look.",
+        description="Cosine of two sketches of the sound from which an answer names a near-duplicate; 1 does not look.",
     )
     ingest_threads: Count = Field(default=2, description="Threads that see uploads through decoding and encoding.")
     decode_workers: Count = Field(

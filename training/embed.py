@@ -13,11 +13,12 @@ from index.errors import DebutError
 from index.models.encoder import Encoder, EncoderError, TrackVectors
 from index.sound.audio import AudioError, decode
 from index.sound.features import log_mel
+from index.sound.sketch import WIDTH
 from index.tracks.track import Track
 from training.data.dataset import DataSet
 from training.progress import Progress
 
-PARTS = ("audio", "text", "lyrics", "continuation")
+PARTS = ("audio", "text", "lyrics", "continuation", "sketch")
 
 
 class EmbeddingError(DebutError):
@@ -28,12 +29,13 @@ class EmbeddingError(DebutError):
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Vectors of every track by part, f32 [N, 256] of unit length; NaN rows where a track has no such part."""
+    """Unit vectors of every track by part, f32 [N, 256], `sketch` [N, 160]; NaN where a track has no such part."""
 
     audio: npt.NDArray[np.float32]
     text: npt.NDArray[np.float32]
     lyrics: npt.NDArray[np.float32]
     continuation: npt.NDArray[np.float32]
+    sketch: npt.NDArray[np.float32]
 
     def part(self, name: str) -> npt.NDArray[np.float32]:
         """The array of one of PARTS."""
@@ -62,7 +64,8 @@ def embed_catalogue(dataset: DataSet, encoder: Encoder, progress: Progress, *, t
     EmbeddingError when more than 1 % of the audio files are unreadable.
     """
     count = len(dataset.tracks)
-    parts = {name: np.full((count, encoder.dims), np.nan, dtype=np.float32) for name in PARTS}
+    widths = dict.fromkeys(PARTS, encoder.dims) | {"sketch": WIDTH}
+    parts = {name: np.full((count, width), np.nan, dtype=np.float32) for name, width in widths.items()}
     unreadable: list[str] = []
 
     def one(row: int) -> TrackVectors | None:
@@ -91,7 +94,7 @@ def embed_catalogue(dataset: DataSet, encoder: Encoder, progress: Progress, *, t
 
 def _embed(encoder: Encoder, track: Track, path: Path | None) -> TrackVectors | None:
     text = encoder.caption(track)
-    mel = log_mel(decode(path).clips) if path and encoder.hears else None
+    mel = log_mel(decode(path).clips) if path else None
     if mel is None and not text:
         return None
     try:

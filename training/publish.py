@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from index.audience.cat import write_audience
-from index.collection import write_collection
+from index.collection import PARTS, write_collection
 from index.models.encoder import encoder_id
 from index.release.release import Release, publish
 from training.data.dataset import TRAIN, DataSet, Listens
@@ -46,7 +46,7 @@ def publish_release(
             folder,
             [dataset.tracks[row] for row in rows],
             interactions[rows],
-            {name: trained.embeddings.part(name)[rows] for name in ("audio", "text", "continuation")},
+            {name: trained.embeddings.part(name)[rows] for name in (*PARTS, "continuation")},
             trained.matched.vectors[rows],
         )
         if listens is not None:

@@ -14,6 +14,7 @@ from index.errors import DebutError
 from index.models.caption import CLAUSES, KINDS, caption, fields, split_fields
 from index.models.onnxmodel import ModelError, OnnxModel
 from index.sound.features import FRAMES, MELS, SAMPLE_RATE
+from index.sound.sketch import sketch
 from index.tracks.track import Track
 
 FORMAT = 1
@@ -36,6 +37,8 @@ class TrackVectors:
     text: NDArray[np.float32] | None
     lyrics: NDArray[np.float32] | None
     continuation: NDArray[np.float32]
+    sketch: NDArray[np.float32] | None
+    """f32 [160]: no tower's, what copies of a recording are found by (`index.sound.sketch`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,15 +170,15 @@ class Encoder:
         its lyrics.
 
         audio = l2(mean over clips); continuation = l2(w audio + (1 - w) text), w the trained `audio_share` (LARP,
-        Eq. 11, where w is 0.5), or the one that is there. A text without a single word piece, such as a zero-width
-        space, has no vector where fields are read.
+        Eq. 11, where w is 0.5), or the one that is there. The sketch needs no tower. A text without a single word
+        piece, such as a zero-width space, has no vector where fields are read.
         Raises EncoderError when there is neither audio nor a caption that a tower could encode.
         """
         if not self.reads:
             caption, lyrics = "", None
         lyrics = " ".join(lyrics.split()) if lyrics else None  # a line break would begin another field
-        heard = self.hears and log_mel is not None and len(log_mel) > 0
-        audio = l2(self.audio(np.asarray(log_mel)).mean(axis=0)) if heard else None
+        clips = log_mel if log_mel is not None and len(log_mel) else None
+        audio = l2(self.audio(clips).mean(axis=0)) if self.hears and clips is not None else None
         texts = [text for text in (caption, lyrics) if text and text.strip()]
         vectors = iter(self.text(texts) if texts else ())
         text = _if_any(next(vectors)) if caption.strip() else None
@@ -184,7 +187,8 @@ class Encoder:
             raise EncoderError("the track has no audio, and this model reads no text")
         if text is None and not self.hears:
             raise EncoderError("the track has no title, artist or album, and this model hears no audio")
-        return TrackVectors(audio, text, words, continuation(audio, text, self.config.audio_share))
+        drawn = sketch(clips) if clips is not None else None
+        return TrackVectors(audio, text, words, continuation(audio, text, self.config.audio_share), drawn)
 
 
 def continuation(

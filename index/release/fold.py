@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from index.audience.listening import Listening
 from index.audience.listening_file import write_audience
-from index.collection import CollectionView, write_collection
+from index.collection import PARTS, CollectionView, write_collection
 from index.errors import DebutError
 from index.release.release import Release, publish, share
 
@@ -76,7 +76,7 @@ def fold(root: Path, release: Release, view: CollectionView, marks: Mapping[str,
     of listeners are computed anew from what is left. `marks` names the event that each added track came from. The
     manifest keeps the release's facts and says under "folded" what this one was made of.
 
-    Holds all vectors in memory, 4 KB a track. Raises FoldError (fold_empty, fold_mismatch) and ReleaseError;
+    Holds all vectors in memory, 5 KB a track. Raises FoldError (fold_empty, fold_mismatch) and ReleaseError;
     release_moved when another release became current meanwhile.
     """
     if view.release_id != release.id:
@@ -93,12 +93,11 @@ def fold(root: Path, release: Release, view: CollectionView, marks: Mapping[str,
     def fill(folder: Path) -> None:
         for name in _MODELS:
             shutil.copytree(release.path / name, folder / name, copy_function=share)
-        audio, text = view.parts(rows)
         write_collection(
             folder,
             [view.catalogue.track(row) for row in rows.tolist()],
             view.catalogue.interactions[rows],
-            {"audio": audio, "text": text, "continuation": view.continuation.vectors(rows)},
+            {name: view.space(name).vectors(rows) for name in (*PARTS, "continuation")},
             matching,
         )
         if listening is not None:

@@ -1,4 +1,4 @@
-"""Vectors without an index of their own, the audio and text parts of a release, searched by reading them all."""
+"""Vectors without an index of their own, the parts of a release's tracks, searched by reading them all."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ _AT_ONCE = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The audio (or text) vectors: those of the release, memory-mapped, then the fresh ones."""
+    """The audio vectors (or text vectors, or sketches): those of the release, memory-mapped, then the fresh ones."""
 
     sealed: NDArray[np.float32]
-    """f32 [n, 256], NaN where a track has none."""
+    """f32 [n, d], NaN where a track has none; d is 256, of sketches 160."""
     fresh: NDArray[np.float32]
 
     def vectors(self, rows: Rows) -> Vectors:
-        """Return f32 [n, 256] for `rows`, NaN where there is none."""
+        """Return f32 [n, d] for `rows`, NaN where there is none."""
         found = np.full((len(rows), self.sealed.shape[1]), np.nan, dtype=np.float32)
         old = np.flatnonzero(rows < len(self.sealed))
         new = np.flatnonzero((rows >= len(self.sealed)) & (rows < len(self.sealed) + len(self.fresh)))

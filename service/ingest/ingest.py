@@ -132,10 +132,10 @@ class Ingest:
                 return Ingested(analysed.track, cold, outcome, analysed.recording, serving.release.id, near)
 
     def _near(self, serving: Serving, track_id: str, embedding: Embedding) -> Near | None:
-        audio, at_least = embedding.vectors.audio, self._settings.duplicate_similarity
-        if audio is None or at_least >= 1:
+        sketch, at_least = embedding.vectors.sketch, self._settings.duplicate_similarity
+        if sketch is None or at_least >= 1:
             return None
-        return nearest_sound(serving.collection.view(), audio, track_id, at_least)
+        return nearest_sound(serving.collection.view(), sketch, track_id, at_least)
 
     def _commit(self, serving: Serving, event: TrackAdded, old: int | None, watch: Stopwatch) -> bool | None:
         """Write the event down and index it; return whether the track is cold.

@@ -22,13 +22,13 @@ from service.ledger.ledger import Embedding, Event, Head, Known, LedgerError, Ov
 from service.ledger.records import PackedFeatures, pack_track, pack_vector, unpack_track, unpack_vector
 from service.ledger.redis_connection import Connection
 
-FORMAT = 1
+FORMAT = 2
 
 EVENTS, EVENT = "debut:ledger:events", "debut:ledger:event:"
 LAST, STATE = "debut:ledger:last", "debut:ledger:state"
 
 _HEADS_AT_ONCE, _EVENTS_AT_ONCE, _TRIMMED_AT_ONCE = 1024, 16, 64
-_BLOBS = ("audio", "text", "lyrics", "continuation", "matching")
+_BLOBS = ("audio", "text", "lyrics", "continuation", "sketch", "matching")
 
 # Scripts run one at a time, whole, and nothing else runs meanwhile. XADD is the first that writes: when there is no
 # memory it fails, and nothing was written.
@@ -236,7 +236,7 @@ def _fields(event: TrackAdded) -> dict[str, Any]:
 
 def _embedding_fields(embedding: Embedding) -> dict[str, Any]:
     v = embedding.vectors
-    blobs = map(pack_vector, (v.audio, v.text, v.lyrics, v.continuation, embedding.matching))
+    blobs = map(pack_vector, (v.audio, v.text, v.lyrics, v.continuation, v.sketch, embedding.matching))
     present = {name: blob for name, blob in zip(_BLOBS, blobs, strict=True) if blob is not None}
     return {"encoder_id": embedding.encoder_id, "matcher_id": embedding.matcher_id} | present
 
@@ -248,11 +248,11 @@ def _head(entry_id: bytes, fields: dict[bytes, bytes]) -> Head:
 
 def _unpack(head: Head, row: dict[bytes, bytes]) -> TrackAdded:
     """Return the addition. Raises KeyError or ValueError when it is damaged."""
-    audio, text, lyrics, continuation, matching = (unpack_vector(row.get(name.encode())) for name in _BLOBS)
+    audio, text, lyrics, continuation, sketch, matching = (unpack_vector(row.get(name.encode())) for name in _BLOBS)
     if continuation is None or matching is None:
         raise ValueError("it has no embedding")
     shape = (int(row[b"clips"]), int(row[b"frames"]), int(row[b"mels"]))
-    vectors = TrackVectors(audio=audio, text=text, lyrics=lyrics, continuation=continuation)
+    vectors = TrackVectors(audio, text, lyrics, continuation, sketch)
     embedding = Embedding(vectors, matching, row[b"encoder_id"].decode(), row[b"matcher_id"].decode())
     features = PackedFeatures(row[b"features"], shape)
     track = unpack_track(row[b"track"].decode())

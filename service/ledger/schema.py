@@ -1,7 +1,7 @@
 """The ledger's tables in SQLite, and the longer of the questions that are put to them."""
 
 APPLICATION_ID = 0x44454255  # "DEBU", in the file's header: tells a ledger from any other SQLite file
-FORMAT = 1
+FORMAT = 2
 
 # Events are facts and never change. Embeddings follow from them and a model: they are replaced when the model
 # is.
@@ -24,6 +24,7 @@ CREATE TABLE embeddings (
     matcher_id TEXT NOT NULL,
     audio BLOB, text BLOB, lyrics BLOB,
     continuation BLOB NOT NULL,
+    sketch BLOB,
     matching BLOB NOT NULL
 ) STRICT;
 CREATE TABLE heartbeat (id INTEGER PRIMARY KEY CHECK (id = 1), written TEXT NOT NULL) STRICT;
@@ -40,7 +41,7 @@ WHERE e.sequence > ? AND NOT {OVERTAKEN} ORDER BY e.sequence LIMIT 1024
 
 EVENT = """
 SELECT e.sequence, kind, track_id, created, content_sha256, track, clips, frames, mels, features,
-       encoder_id, matcher_id, audio, text, lyrics, continuation, matching
+       encoder_id, matcher_id, audio, text, lyrics, continuation, sketch, matching
 FROM events e LEFT JOIN embeddings m ON m.sequence = e.sequence
 WHERE e.sequence = ?
 """

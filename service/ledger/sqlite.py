@@ -125,9 +125,9 @@ class SqliteLedger:
 
     def _embed(self, sequence: int, embedding: Embedding) -> None:
         v = embedding.vectors
-        blobs = map(pack_vector, (v.audio, v.text, v.lyrics, v.continuation, embedding.matching))
+        blobs = map(pack_vector, (v.audio, v.text, v.lyrics, v.continuation, v.sketch, embedding.matching))
         row = (sequence, embedding.encoder_id, embedding.matcher_id, *blobs)
-        self._db.execute("INSERT OR REPLACE INTO embeddings VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        self._db.execute("INSERT OR REPLACE INTO embeddings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def renew(self, sequence: int, embedding: Embedding) -> None:
         """See Ledger."""
@@ -154,11 +154,11 @@ class SqliteLedger:
             return TrackRemoved(track_id, created)
         encoder_id, matcher_id, *blobs = row[10:]
         try:
-            audio, text, lyrics, continuation, matching = map(unpack_vector, blobs)
+            audio, text, lyrics, continuation, sketch, matching = map(unpack_vector, blobs)
             if continuation is None or matching is None:
                 raise ValueError("it has no embedding")
             features = PackedFeatures(data, (shape[0], shape[1], shape[2]))
-            vectors = TrackVectors(audio=audio, text=text, lyrics=lyrics, continuation=continuation)
+            vectors = TrackVectors(audio, text, lyrics, continuation, sketch)
             embedding = Embedding(vectors, matching, encoder_id, matcher_id)
             return TrackAdded(unpack_track(track), sha256, features, embedding, created)
         except ValueError as error:

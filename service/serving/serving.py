@@ -24,6 +24,7 @@ from index.release.prune import hold
 from index.release.release import Release, ReleaseError
 from index.search.vectors import checked_vectors
 from index.sound.features import FRAMES, MELS, dequantise
+from index.sound.sketch import WIDTH
 from index.tracks.track import Track
 from service.ledger.ledger import Embedding, Event, Head, Ledger, LedgerError, Overtaken, TrackAdded
 from service.serving.spaces import open_space
@@ -86,6 +87,8 @@ class Serving:
         )
         if release.manifest.encoder_id not in (None, encoder.id):
             raise ReleaseError(f"release {release.id} has vectors of another encoder than its own: publish it again")
+        if (width := serving.collection.view().space("sketch").dims) != WIDTH:
+            raise ReleaseError(f"release {release.id} has sketches of {width} numbers, not {WIDTH}: publish it again")
         started = time.perf_counter()
         serving.embed(Track("warm-up", title="Warm up"), np.zeros((1, FRAMES, MELS), np.float32))
         return dataclasses.replace(serving, warm_up_s=time.perf_counter() - started)

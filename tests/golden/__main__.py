@@ -23,6 +23,7 @@ from index.models.encoder import Encoder, encoder_id
 from index.models.fields import FieldSet, FieldSpec
 from index.models.matcher import Matcher
 from index.release.release import publish
+from index.sound.sketch import WIDTH
 from index.tracks.track import Track
 from tests.golden.golden_figures import FOLDER, clip, figures
 
@@ -145,10 +146,10 @@ def fill(folder: Path) -> None:
         towers.track(None if number == 5 else mel, caption(track, towers.clauses), None)
         for number, (track, mel) in enumerate(zip(tracks, mels, strict=True))
     ]
-    missing = np.full(DIMS, np.nan, np.float32)
+    missing = dict.fromkeys(("audio", "text", "continuation"), DIMS) | {"sketch": WIDTH}
     vectors = {
-        name: np.stack([missing if (v := getattr(one, name)) is None else v for one in embedded])
-        for name in ("audio", "text", "continuation")
+        name: np.stack([np.full(d, np.nan, np.float32) if (v := getattr(one, name)) is None else v for one in embedded])
+        for name, d in missing.items()
     }
     dense = {"audio": vectors["audio"], "text": vectors["text"]}
     specs = (

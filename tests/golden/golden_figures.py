@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from index.audience.cat import Audience
-from index.collection import Collection
+from index.collection import PARTS, Collection
 from index.models.encoder import Encoder
 from index.models.matcher import Matcher
 from index.release.release import FORMAT, Release
@@ -47,7 +47,8 @@ def figures(path: Path) -> dict[str, Any]:
         "continuation": vectors.continuation.tolist(),
         "matching": placed.tolist(),
         "playlist": [[track_id(r), float(s)] for r, s in zip(rows[0], scores[0], strict=True)],
-        "parts": [part[0, :4].tolist() for part in view.parts([3])],
+        "parts": [view.space(name).vectors([3])[0, :4].tolist() for name in PARTS],
+        "sketch": vectors.sketch.tolist(),
         "folk": [track_id(row) for row in np.flatnonzero(view.catalogue.mask(heard))],
         "cold": [track_id(row) for row in np.flatnonzero(view.catalogue.mask(Filters(only_cold=True)))],
         "search": [track_id(row) for row in view.catalogue.search("abend", 5)],

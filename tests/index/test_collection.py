@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from index_examples import Folder, embedded, unit, write_folder
+from index_examples import Folder, embedded, unit, vectors_of, write_folder
 
-from index.collection import Collection, CollectionError, CollectionView, write_collection
+from index.collection import PARTS, Collection, CollectionError, CollectionView, write_collection
 from index.growing import GrowingArray
 from index.search.exact import ExactView
 from index.search.parts import LiveSegment
@@ -48,15 +48,16 @@ def check(view: CollectionView) -> None:
     assert len(view) == len(view.continuation) == len(view.matching) == len(live)
     rows = np.arange(view.catalogue.size + 3)
     audio, text = view.parts(rows)
-    for part in (audio, text, view.continuation.vectors(rows), view.matching.vectors(rows)):
+    sketches = view.space("sketch").vectors(rows)
+    for part in (audio, text, sketches, view.continuation.vectors(rows), view.matching.vectors(rows)):
         assert set(np.flatnonzero(~np.isnan(part).any(axis=1)).tolist()) == live
     for row in live:
         assert view.catalogue.row_of(view.catalogue.track(row).track_id) == row
 
 
 def test_opens_what_was_written(tmp_path, rng):
-    vectors = {name: unit(rng, N, 16) for name in ("audio", "text", "continuation")}
-    for name, missing in (("audio", [3, 4]), ("text", [4, 5]), ("continuation", [4])):
+    vectors = vectors_of(rng, N)
+    for name, missing in (("audio", [3, 4]), ("text", [4, 5]), ("sketch", [3, 6]), ("continuation", [4])):
         vectors[name][missing] = np.nan
     matching = unit(rng, N, 8)
     folder = write_folder(tmp_path, tracks(), [0] * N, rng, matching=matching, vectors=vectors)
@@ -69,11 +70,12 @@ def test_opens_what_was_written(tmp_path, rng):
     audio, text = collection.parts(rows)
     np.testing.assert_array_equal(audio, vectors["audio"])
     np.testing.assert_array_equal(text, vectors["text"])
+    np.testing.assert_array_equal(collection.view().space("sketch").vectors(rows), vectors["sketch"])
     assert len(collection.continuation) == N - 1
     assert 4 not in everything(collection.continuation)
     assert [collection.catalogue.track(row) for row in range(N)] == tracks()
     assert {p.name for p in tmp_path.rglob("*")} == {
-        *("tracks.parquet", "continuation.faiss", "matching.faiss", "vectors", "audio.npy", "text.npy")
+        *("tracks.parquet", "continuation.faiss", "matching.faiss", "vectors", "audio.npy", "text.npy", "sketch.npy")
     }
 
 
@@ -93,6 +95,7 @@ def test_adding_replacing_and_removing(folder, rng):
     assert collection.continuation.search(new.continuation, 1)[1] != row
     assert collection.catalogue.track(again).title == "Again"
     np.testing.assert_array_equal(collection.parts([again])[0][0], other.audio)
+    np.testing.assert_array_equal(collection.view().sketch.vectors(np.array([row, again])), [new.sketch, other.sketch])
     assert collection.remove("new")
     assert not collection.remove("new")
     assert collection.remove("t7")
@@ -105,9 +108,10 @@ def test_adding_replacing_and_removing(folder, rng):
 def test_a_track_may_lack_a_part(folder, rng):
     collection = Collection.open(folder)
     heard = embedded(rng)
-    row = collection.add(Track("silent"), replace(heard, audio=None), unit(rng, 8))
+    row = collection.add(Track("silent"), replace(heard, audio=None, sketch=None), unit(rng, 8))
     audio, text = collection.parts([row])
     assert np.isnan(audio).all()
+    assert np.isnan(collection.view().sketch.vectors(np.array([row]))).all()
     np.testing.assert_array_equal(text[0], heard.text)
 
 
@@ -183,7 +187,7 @@ def test_every_view_is_whole_while_others_write(folder, rng):
     assert collection.catalogue.size == N + 2 * 2 * 80
 
 
-@pytest.mark.parametrize("name", ["continuation.faiss", "matching.faiss", "vectors/audio.npy", "vectors/text.npy"])
+@pytest.mark.parametrize("name", ["continuation.faiss", "matching.faiss", *(f"vectors/{part}.npy" for part in PARTS)])
 def test_files_of_another_collection_are_refused(tmp_path, rng, name):
     for directory in "ab":
         (tmp_path / directory).mkdir()
@@ -217,13 +221,13 @@ def test_damaged_files_are_refused(folder):
 
 
 def test_does_not_write_arrays_of_other_lengths(tmp_path, rng):
-    vectors = {name: unit(rng, N, 16) for name in ("audio", "text", "continuation")}
+    vectors = vectors_of(rng, N)
     with pytest.raises(ValueError, match=r"matching must be of shape \[30, d\], not \[29, 8\]"):
         write_collection(tmp_path, tracks(), np.zeros(N, np.int32), vectors, unit(rng, N - 1, 8))
     for broken in (2 * vectors["text"], np.where(np.arange(16) == 3, np.nan, vectors["text"])):
         with pytest.raises(ValueError, match="text: vectors must"):
             write_collection(tmp_path, tracks(), np.zeros(N, np.int32), vectors | {"text": broken}, unit(rng, N, 8))
-    with pytest.raises(ValueError, match="text and continuation is missing"):
+    with pytest.raises(ValueError, match="text and sketch and continuation is missing"):
         write_collection(tmp_path, tracks(), np.zeros(N, np.int32), {"audio": vectors["audio"]}, unit(rng, N, 8))
     assert not list(tmp_path.iterdir())
 
@@ -266,7 +270,13 @@ def state(view: CollectionView) -> tuple:
         view.catalogue.mask(Filters(genres=("folk",))).tolist(),
         view.catalogue.mask(Filters(languages=("en",))).tolist(),
     ]
-    return found, spaces, [part.tobytes() for part in view.parts(rows)], masks, view.catalogue.search("title", 200)
+    return (
+        found,
+        spaces,
+        [view.space(name).vectors(rows).tobytes() for name in PARTS],
+        masks,
+        view.catalogue.search("title", 200),
+    )
 
 
 def added(collection: Collection, track: Track, rng) -> None:

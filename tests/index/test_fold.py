@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from index_examples import embedded, unit
+from index_examples import embedded, unit, vectors_of
 
 from index.audience.cat import Audience
 from index.audience.listening import Listening
 from index.audience.listening_file import write_audience
-from index.collection import Collection, CollectionView, write_collection
+from index.collection import PARTS, Collection, CollectionView, write_collection
 from index.release.fold import MARKS, Changes, FoldError, fold, read_marks
 from index.release.release import Release, ReleaseError, publish
 from index.tracks.catalogue import Filters
@@ -31,9 +31,9 @@ def rng() -> np.random.Generator:
 def released(root: Path, rng: np.random.Generator, *, audience: bool = True) -> Release:
     """A release of N tracks; t0 to t2 lack a vector or a part."""
     tracks = [Track(f"t{i}", title=f"Title {i}", genres=("a",) * (i % 2), attributes={"i": float(i)}) for i in range(N)]
-    vectors = {name: unit(rng, N, 16) for name in ("audio", "text", "continuation")}
+    vectors = vectors_of(rng, N)
     matching = unit(rng, N, 8)
-    vectors["audio"][0], vectors["continuation"][1], matching[2] = np.nan, np.nan, np.nan
+    vectors["audio"][0], vectors["sketch"][0], vectors["continuation"][1], matching[2] = (np.nan,) * 4
     heard = rng.random((LISTENERS, N)) < 0.3
     heard[:, ::5] = False  # cold
     listener, row = np.nonzero(heard)
@@ -70,7 +70,8 @@ def change(collection: Collection, rng: np.random.Generator, count: int = 60) ->
 def by_id(view: CollectionView) -> dict[str, tuple]:
     """Everything that a view says of its tracks, without rows."""
     rows = np.flatnonzero(view.catalogue.mask(Filters()))
-    arrays = (view.continuation.vectors(rows), view.matching.vectors(rows), *view.parts(rows))
+    spaces = ("continuation", "matching", *PARTS)
+    arrays = [view.space(name).vectors(rows) for name in spaces]
     return {
         (track := view.catalogue.track(row)).track_id: (
             track,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from index_examples import unit
+from index_examples import unit, vectors_of
 
 from index.__main__ import main
 from index.audience.cat import write_audience
@@ -39,7 +39,7 @@ def tracks() -> list[Track]:
 def published(tmp_path_factory) -> Path:
     """A folder with one whole release, small models and all."""
     rng = np.random.default_rng(20250307)
-    vectors = {name: unit(rng, N, CONTINUATION) for name in ("audio", "text", "continuation")}
+    vectors = vectors_of(rng, N, CONTINUATION)
     vectors["continuation"][59] = np.nan
     matching = unit(rng, N, MATCHING)
     heard = rng.integers(0, 3, N)

@@ -163,7 +163,7 @@ def main(root: Path, seed: int) -> None:
     import numpy as np
 
     from index.audience.cat import write_audience
-    from index.collection import write_collection
+    from index.collection import PARTS, write_collection
     from index.models.caption import caption
     from index.models.encoder import Encoder
     from index.models.fields import FieldSet, FieldSpec
@@ -183,7 +183,7 @@ def main(root: Path, seed: int) -> None:
     embedded = [
         encoder.track(mel, caption(track, encoder.clauses), None) for track, mel in zip(tracks, mels, strict=True)
     ]
-    vectors = {name: np.stack([getattr(v, name) for v in embedded]) for name in ("audio", "text", "continuation")}
+    vectors = {name: np.stack([getattr(v, name) for v in embedded]) for name in (*PARTS, "continuation")}
     dense = {"audio": vectors["audio"], "text": vectors["text"]}
     specs = [
         FieldSpec("language", "categorical", "language"),

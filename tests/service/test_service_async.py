@@ -12,7 +12,6 @@ from service_uploads import mp3, ogg, tone, upload, wav
 from index.sound.features import log_mel
 from service.decode.wire import Heard
 from service.http.schemas import IngestResponse, IngestStatus
-from service.ingest.duplicates import nearest_sound
 from service.ingest.quality import silence
 
 ASYNC = {"prefer": "respond-async"}
@@ -184,40 +183,6 @@ class TestIdempotencyKey:
 
 
 class TestQuality:
-    def test_a_near_duplicate_is_named_and_taken_in(self, client, clip, other):
-        assert quality(upload(client, clip, track_id="first", title="A")).near_duplicate is None
-        same = quality(upload(client, wav(tone(1.5)), track_id="second", title="B")).near_duplicate
-        assert same.track_id == "first"
-        assert 0.99 <= same.similarity <= 1.0001
-        assert quality(upload(client, clip, track_id="first", title="C", replace="true")).near_duplicate is not None
-        client.delete("/tracks/second")
-        again = upload(client, clip, track_id="first", title="D", replace="true")
-        assert quality(again).near_duplicate is None  # itself, and what is gone, do not count
-
-    def test_it_can_be_left_out(self, serve, settings, clip):
-        client = serve(settings.model_copy(update={"duplicate_similarity": 1.0}))
-        upload(client, clip, track_id="a")
-        assert quality(upload(client, clip, track_id="b")).near_duplicate is None
-
-    def test_the_nearest_is_that_of_brute_force(self, client, clip, other):
-        upload(client, clip, track_id="a")
-        upload(client, other, track_id="b")
-        view = client.app.state.service.serving.collection.view()
-        audio = view.parts(np.arange(view.catalogue.size))[0]
-        seed = int(np.random.default_rng().integers(2**31))
-        print(f"seed {seed}")
-        rng = np.random.default_rng(seed)
-        for _ in range(20):
-            query = rng.normal(size=audio.shape[1]).astype(np.float32) * 0.02 + audio[rng.integers(len(audio))]
-            query /= np.linalg.norm(query)
-            but = view.catalogue.track(int(rng.integers(len(audio)))).track_id
-            cosines = np.nan_to_num(audio.astype(np.float64) @ query, nan=-2)
-            cosines[view.catalogue.row_of(but)] = -2
-            found = nearest_sound(view, query, but, -1.0)
-            assert found.similarity == pytest.approx(cosines.max(), abs=1e-4)
-            assert found.track_id != but
-            assert nearest_sound(view, query, but, float(cosines.max()) + 1e-3) is None
-
     def test_clipping_is_measured_on_the_file(self, client):
         loud = quality(upload(client, wav(np.clip(6 * tone(2), -1, 1)), track_id="loud"))
         assert loud.peak_dbfs == 0

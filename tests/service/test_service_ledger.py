@@ -27,7 +27,7 @@ def added(track_id: str, seed: int = 0, *, clips: int = 1, parts: bool = True, e
     def vector(dims: int = 256) -> np.ndarray:
         return rng.normal(size=dims).astype(np.float32)
 
-    vectors = TrackVectors(vector(), vector() if parts else None, vector() if parts else None, vector())
+    vectors = TrackVectors(vector(), vector() if parts else None, vector() if parts else None, vector(), vector(160))
     embedding = Embedding(vectors, vector(128), encoder, "m1")
     track = Track(track_id, title=f"Song {seed}", genres=("a", "b"), attributes={"mood": ["x"], "bpm": 120.5})
     features = PackedFeatures.pack(rng.integers(0, 256, (clips, 1001, 64), dtype=np.uint8))
@@ -40,7 +40,7 @@ def assert_same(one: TrackAdded, other: TrackAdded) -> None:
     a, b = one.embedding, other.embedding
     assert (a.encoder_id, a.matcher_id) == (b.encoder_id, b.matcher_id)
     np.testing.assert_array_equal(a.matching, b.matching)
-    for name in ("audio", "text", "lyrics", "continuation"):
+    for name in ("audio", "text", "lyrics", "continuation", "sketch"):
         x, y = getattr(a.vectors, name), getattr(b.vectors, name)
         assert (x is None) == (y is None), name
         if x is not None:

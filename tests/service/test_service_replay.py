@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from service_uploads import ogg, seeded, tone, upload
 
+from index.collection import PARTS
 from index.release.release import Release
 from service.app import create_app
 from service.ledger.ledger import LedgerError
@@ -19,7 +20,7 @@ def vectors(client, track_id):
     return (
         view.continuation.vectors([row])[0],
         view.matching.vectors([row])[0],
-        *(p[0] for p in view.parts([row])),
+        *(view.space(part).vectors([row])[0] for part in PARTS),
     )
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from index.models.encoder import TrackVectors
+from index.sound.sketch import sketch
 from index.tracks.track import Track
-from training.embed import EmbeddingError, Embeddings, embed_catalogue
+from training.embed import PARTS, EmbeddingError, Embeddings, embed_catalogue
 from training.progress import Silent
 
 AUDIO = Path(__file__).parents[2] / "demo" / "data" / "audio"
@@ -22,13 +23,14 @@ class Towers:
     def caption(self, track: Track) -> str:
         return track.title or ""
 
-    def track(self, mel: object, text: str, lyrics: str | None) -> TrackVectors:
+    def track(self, mel: np.ndarray | None, text: str, lyrics: str | None) -> TrackVectors:
         one = np.eye(4, dtype=np.float32)
         return TrackVectors(
             audio=one[0] if mel is not None else None,
             text=one[1] if text else None,
             lyrics=one[2] if lyrics else None,
             continuation=one[3],
+            sketch=sketch(mel) if mel is not None else None,
         )
 
 
@@ -57,14 +59,13 @@ def test_missing_parts_are_nan() -> None:
             (Track("nothing"), None),
         ]
     )
-    there = {
-        name: (~np.isnan(found.part(name)).any(1)).tolist() for name in ("audio", "text", "lyrics", "continuation")
-    }
+    there = {name: (~np.isnan(found.part(name)).any(1)).tolist() for name in PARTS}
     assert there == {
         "audio": [True, False, True, False],
         "text": [True, True, False, False],
         "lyrics": [True, False, False, False],
         "continuation": [True, True, True, False],
+        "sketch": [True, False, True, False],
     }
 
 
@@ -85,5 +86,5 @@ def test_vectors_are_kept_as_they_are(tmp_path: Path) -> None:
     found = embed([(Track("a", title="A"), None), (Track("b"), None)])
     found.save(tmp_path / "vectors")
     again = Embeddings.load(tmp_path / "vectors")
-    for name in ("audio", "text", "lyrics", "continuation"):
+    for name in PARTS:
         np.testing.assert_array_equal(found.part(name), again.part(name))

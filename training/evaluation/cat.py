@@ -15,7 +15,7 @@ from scipy import sparse
 from index.audience.cat import Audience, AudienceResult, write_audience
 from index.audience.listening import Listening
 from index.audience.listening_file import ACTIVITY
-from index.collection import Collection, CollectionView, write_collection
+from index.collection import PARTS, Collection, CollectionView, write_collection
 from index.tracks.track import Track
 from training.evaluation.audience import Scorer
 from training.evaluation.vectors import LAST
@@ -100,7 +100,7 @@ def _opened(
         folder = _Folder(Path(name))
         interactions = np.bincount(warm.coords[1], minlength=len(tracks)).astype(np.int32)
         absent = np.full((len(tracks), 1), np.nan, np.float32)
-        parts = dict.fromkeys(("audio", "text", "continuation"), absent)
+        parts = dict.fromkeys((*PARTS, "continuation"), absent)
         write_collection(folder.path, tracks, interactions, parts, matching)
         listener, row = (axis.astype(np.int64) for axis in warm.coords)
         ids = [str(u) for u in range(warm.shape[0])]
