@@ -13,6 +13,9 @@ from service.app import create_app
 from service.ledger.ledger import LedgerError
 from service.ledger.sqlite import SqliteLedger
 
+TWO_TONES = np.concatenate((tone(7, 500, seed=4), tone(5, 900, seed=5)))
+"""12 s that change, so that they have a sketch."""
+
 
 def vectors(client, track_id):
     view = client.app.state.service.serving.collection.view()
@@ -29,7 +32,7 @@ def close(client) -> None:
 
 
 def test_the_same_release_replays_bit_by_bit(client, serve, settings):
-    upload(client, ogg(tone(12)), track_id="t", title="A", lyrics="la la", genres=["x", "y"])
+    upload(client, ogg(TWO_TONES), track_id="t", title="A", lyrics="la la", genres=["x", "y"])
     document, before = client.get("/tracks/t").json(), vectors(client, "t")
     continued = seeded(client, "t", k=40)
     close(client)
@@ -41,7 +44,7 @@ def test_the_same_release_replays_bit_by_bit(client, serve, settings):
 
 
 def test_a_retrained_release_embeds_ledger_tracks_anew_from_their_features(client, serve, settings, retrained):
-    audio = ogg(tone(12, 500, seed=4))
+    audio = ogg(TWO_TONES)
     upload(client, audio, track_id="kept", title="Sehnsucht", artist="A")
     upload(client, audio, track_id="dropped")
     client.delete("/tracks/dropped")
