@@ -16,6 +16,7 @@ from index.models.encoder import Encoder
 from index.models.matcher import Matcher
 from index.sound.audio import decode
 from index.sound.features import log_mel
+from index.sound.sketch import WIDTH
 from training.bcl.config import bcl_preset
 from training.data.dataset import TRAIN, DataSet
 from training.pipeline import Pipeline
@@ -66,6 +67,8 @@ def test_stored_vectors_are_what_the_service_would_compute(small_run: SmallRun) 
         stored = collection.catalogue.row_of(track.track_id)
         np.testing.assert_allclose(collection.continuation.vectors([stored])[0], fresh.continuation, atol=1e-5)
         np.testing.assert_allclose(collection.matching.vectors([stored])[0], matching, atol=1e-4)
+        drawn = np.full(WIDTH, np.nan, np.float32) if fresh.sketch is None else fresh.sketch
+        np.testing.assert_array_equal(collection.view().space("sketch").vectors([stored])[0], drawn)
 
 
 def test_the_manifest_carries_the_figures(small_run: SmallRun) -> None:
