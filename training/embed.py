@@ -22,7 +22,7 @@ PARTS = ("audio", "text", "lyrics", "continuation", "sketch")
 
 
 class EmbeddingError(DebutError):
-    """More audio than tolerable could not be read."""
+    """More audio than tolerable could not be read, or what was embedded is not whole."""
 
     code = "embedding_failed"
 
@@ -53,7 +53,10 @@ class Embeddings:
 
     @classmethod
     def load(cls, directory: Path) -> "Embeddings":
-        """Read what `save` wrote."""
+        """Read what `save` wrote. Raises EmbeddingError when a part is not there."""
+        for name in PARTS:
+            if not (directory / f"{name}.npy").is_file():
+                raise EmbeddingError(f"{directory} has no {name}.npy: run `python -m training larp` again.")
         return cls(**{name: np.load(directory / f"{name}.npy", allow_pickle=False) for name in PARTS})
 
 

@@ -22,6 +22,7 @@ def publish_release(root: Path, count: int, towers: str) -> None:
     from index.models.fields import FieldSet, FieldSpec
     from index.models.matcher import Matcher
     from index.release.release import publish
+    from index.sound.sketch import WIDTH
     from index.tracks.track import Track
     from training.bcl.config import BclConfig
     from training.bcl.export import export_matcher
@@ -45,6 +46,7 @@ def publish_release(root: Path, count: int, towers: str) -> None:
     audio, text = unit(256), unit(256)
     both = audio + text
     vectors = {"audio": audio, "text": text, "continuation": both / np.linalg.norm(both, axis=1, keepdims=True)}
+    vectors["sketch"] = unit(WIDTH)
     larp = larp_preset("demo", seed=0, clauses=("title", "artist"))
     if towers == "full":
         larp = replace(

@@ -88,3 +88,10 @@ def test_vectors_are_kept_as_they_are(tmp_path: Path) -> None:
     again = Embeddings.load(tmp_path / "vectors")
     for name in PARTS:
         np.testing.assert_array_equal(found.part(name), again.part(name))
+
+
+def test_a_folder_that_lacks_a_part_says_what_to_do(tmp_path: Path) -> None:
+    Embeddings(*(np.zeros((1, 2), np.float32) for _ in PARTS)).save(tmp_path)
+    (tmp_path / "sketch.npy").unlink()
+    with pytest.raises(EmbeddingError, match=r"no sketch\.npy: run .* again"):
+        Embeddings.load(tmp_path)
