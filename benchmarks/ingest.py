@@ -36,7 +36,11 @@ def run() -> list[Row]:
     """Build the release in a process of its own, serve it, and measure from outside."""
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
-        subprocess.run([sys.executable, "-m", "benchmarks.ingest", str(root)], check=True, timeout=600)
+        subprocess.run(
+            [sys.executable, "-m", "benchmarks.release", str(root / "releases"), str(CATALOGUE), "full"],
+            check=True,
+            timeout=600,
+        )
         began = time.perf_counter()
         with Service(root / "releases", root / "ledger.sqlite", _free_port()) as service:
             rows = [
@@ -183,60 +187,3 @@ def _encode(seconds: int, container: str, codec: str, bit_rate: int | None) -> b
             output.mux(stream.encode(piece))
         output.mux(stream.encode(None))
     return buffer.getvalue()
-
-
-def publish_release(root: Path) -> None:
-    """Publish a release of CATALOGUE random tracks with full-sized towers under `root`."""
-    import torch
-
-    from index.audience.cat import write_audience
-    from index.collection import write_collection
-    from index.models.fields import FieldSet, FieldSpec
-    from index.release.release import publish
-    from index.sound.sketch import WIDTH
-    from index.tracks.track import Track
-    from training.bcl.config import BclConfig
-    from training.bcl.export import export_matcher
-    from training.bcl.model import Bcl
-    from training.larp.config import AudioTowerConfig, LarpConfig, TextTowerConfig
-    from training.larp.export import export_towers
-    from training.larp.towers import build_larp
-
-    torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    tracks = [
-        Track(f"t{n}", f"Title {n}", f"Artist {n % 4000}", f"Album {n % 9000}", genres=(f"genre {n % 20}",))
-        for n in range(CATALOGUE)
-    ]
-
-    def unit(dims: int) -> np.ndarray:
-        vectors = rng.standard_normal((CATALOGUE, dims), dtype=np.float32)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-    bcl = BclConfig()
-    audio, text, matching = unit(256), unit(256), unit(bcl.dims + bcl.content_dims)
-    both = audio + text
-    vectors = {"audio": audio, "text": text, "continuation": both / np.linalg.norm(both, axis=1, keepdims=True)}
-    vectors["sketch"] = unit(WIDTH)
-    towers = LarpConfig(
-        audio=AudioTowerConfig(width=96, depths=(2, 2, 6, 2), heads=(4, 8, 16, 32)),
-        text=TextTowerConfig(width=384, layers=6, heads=12),
-    )
-    specs = [FieldSpec("genres", "multi", "genres"), FieldSpec("audio", "dense", "audio")]
-    fields = FieldSet.fit(specs, tracks[:1000], {"audio": audio[:1000]})
-    listener, row = np.repeat(np.arange(2000), 20), rng.integers(0, CATALOGUE, 40_000)
-
-    def fill(folder: Path) -> None:
-        export_towers(
-            build_larp(towers, [f"The track {t.title} by {t.artist}" for t in tracks[:1000]]), folder / "encoder"
-        )
-        export_matcher(Bcl(fields, bcl), folder / "matcher")
-        write_collection(folder, tracks, np.ones(CATALOGUE, np.int32), vectors, matching)
-        ids = [f"u{n}" for n in range(2000)]
-        write_audience(folder / "audience", ids, listener, row, np.ones(40_000, np.float32), matching)
-
-    publish(root / "releases", fill, facts={})
-
-
-if __name__ == "__main__":
-    publish_release(Path(sys.argv[1]))

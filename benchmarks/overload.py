@@ -1,6 +1,6 @@
 """Ten times more than the service can do, for 20 s: what it still does, whom it refuses, and what it remembers.
 
-The service is a real process with towers of full size (benchmarks.ingest), every setting as it comes. What it sustains
+The service is a real process with towers of full size (benchmarks.release), every setting as it comes. What it sustains
 is measured first: so many clients that it has no pause, each waiting for its answer.
 """
 
@@ -30,7 +30,11 @@ def run() -> list[Row]:
     """Build the release, serve it, load it, overload it, and look what is there."""
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
-        subprocess.run([sys.executable, "-m", "benchmarks.ingest", str(root)], check=True, timeout=600)
+        subprocess.run(
+            [sys.executable, "-m", "benchmarks.release", str(root / "releases"), str(CATALOGUE), "full"],
+            check=True,
+            timeout=600,
+        )
         with Service(root / "releases", root / "ledger.sqlite", _free_port()) as service:
             return _measured(service.url, service.pid)
 

@@ -59,7 +59,7 @@ def made_release(tracks: int, towers: str) -> Path:
     """A releases folder, made the first time it is asked for."""
     root = RELEASES / f"{tracks}-{towers}"
     if not (root / "current").exists():
-        command = [sys.executable, "-m", "tests.chaos.release", str(root), str(tracks), towers]
+        command = [sys.executable, "-m", "benchmarks.release", str(root), str(tracks), towers]
         subprocess.run(command, cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=True, stdout=sys.stderr)
     return root
 

@@ -1,4 +1,4 @@
-"""python -m tests.chaos.release ROOT TRACKS TOWERS: publish a release of random tracks around untrained models.
+"""python -m benchmarks.release ROOT TRACKS TOWERS: publish a release of random tracks around untrained models.
 
 The towers have the demo's sizes, or `full` ones (HTS-AT as in laion/clap-htsat-unfused, a six-layer BERT). Run as a
 process of its own: torch stays out of whoever asks for it.
