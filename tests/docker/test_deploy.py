@@ -1,6 +1,7 @@
 """compose.yaml, the images and the backup, as far as they can be checked without containers (else docker/verify)."""
 
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -107,3 +108,12 @@ def test_what_is_cut_off_or_something_else_leaves_no_ledger(full, tmp_path):
     at = saved.index(b"ledger.sqlite")
     assert volumes("load", folder, saved[: at + 2000]).returncode == 2
     assert not (folder / "ledger" / "ledger.sqlite").exists()
+
+
+def test_the_proxys_sections_are_named_once_and_every_backend_that_is_used_is_there():
+    lines = [line for line in (TOP / "docker" / "haproxy.cfg").read_text().splitlines() if line.strip()]
+    heads = [line for line in lines if not line.startswith((" ", "#"))]
+    assert all(re.fullmatch(r"global|defaults|(resolvers|frontend|backend) \w+", head) for head in heads), heads
+    assert len(heads) == len(set(heads))
+    used = re.findall(r"^ +(?:use|default)_backend (\w+)", "\n".join(lines), re.MULTILINE)
+    assert {f"backend {name}" for name in used} == {head for head in heads if head.startswith("backend")}
