@@ -27,7 +27,11 @@ from service.bulk.source import Folder, Item, Listing, SourceError, metadata_of,
 
 def tagged(path: Path, container: str, codec: str, seconds: float = 1.5, seed: int = 0, **tags: str) -> Path:
     """A recording with tags, as a file."""
-    samples = (tone(seconds, 200 + 100 * seed, seed)[None] * 32767).astype(np.int16)
+    hertz = 200 + 100 * seed
+    sound = np.concatenate(
+        [tone(seconds / 2, hertz, seed), tone(seconds / 2, 4 * hertz, seed)]
+    )  # a steady one is like none
+    samples = (sound[None] * 32767).astype(np.int16)
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format=container) as output:
         output.metadata.update(tags)
